@@ -1,0 +1,25 @@
+"""Registers the store: `name:tag` references for every runtime and the `reft store` commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reft_plugins.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    import click
+
+
+@hookimpl
+def reft_resolve_adapter(reference: str) -> Path | None:
+    from adapters_store.resolve import resolve
+
+    return resolve(reference)
+
+
+@hookimpl
+def reft_register_commands(cli: click.Group) -> None:
+    from adapters_store.command import store
+
+    cli.add_command(store)

@@ -1,0 +1,26 @@
+"""Registers the Ollama exporter and the `reft export ollama` command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from reft_plugins.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    import click
+
+
+@hookimpl
+def reft_register_exporters(register: Callable[..., None]) -> None:
+    from reft_ollama.export import export_ollama
+
+    register("ollama", export_ollama)
+
+
+@hookimpl
+def reft_register_commands(cli: click.Group) -> None:
+    from reft_ollama.command import ollama
+
+    export = cli.commands["export"]
+    export.add_command(ollama)  # type: ignore[attr-defined]

@@ -1,0 +1,113 @@
+"""The reference runtime: a transformers model in eager PyTorch, one adapter per row of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from reft_plugins.adapter import Adapter
+from reft_plugins.base_model import identify, locate
+from reft_plugins.program import Program
+from reft_plugins.runtimes import Generation, Prompt, admit, one_per_prompt
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from reft_transformers.executor import Executor
+
+
+class TransformersRuntime:
+    """See `reft_plugins.runtimes.Runtime`.
+
+    Args:
+        base: folder or hub id.
+        dtype: `float32`, `bfloat16` or `float16`; device: as torch names it, by default a GPU if there is one.
+        attention: transformers' attention implementation.
+        allow_base_mismatch: run adapters made for another base model.
+    """
+
+    executor = Executor
+
+    def __init__(
+        self,
+        base: str | Path,
+        dtype: str = "float32",
+        device: str | None = None,
+        attention: str = "sdpa",
+        allow_base_mismatch: bool = False,
+    ) -> None:
+        self.identity = identify(base)
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        directory = locate(base)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(directory)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=getattr(torch, dtype), attn_implementation=attention
+        )
+        self.model.to(self.device).eval()
+        self._allow_base_mismatch = allow_base_mismatch
+        self._executor = Executor(self.model)
+        self._programs: dict[str, Program] = {}
+
+    def logits(self, token_ids: list[int], adapter: Adapter | str | Path | None = None) -> npt.NDArray[np.float32]:
+        """Next-token logits, float32 `[len(token_ids), vocabulary]`; the whole list is the prompt."""
+        tokens = torch.tensor([list(token_ids)], device=self.device)
+        lengths = torch.tensor([tokens.shape[1]])
+        with torch.inference_mode(), self._executor.run([self._program(adapter)], lengths):
+            logits: torch.Tensor = self.model(input_ids=tokens, use_cache=False).logits
+        result: npt.NDArray[np.float32] = logits[0].float().cpu().numpy()
+        return result
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        adapters: Sequence[Adapter | str | Path | None] | None = None,
+        max_new_tokens: int = 16,
+        temperature: float = 0.0,
+        ignore_eos: bool = False,
+    ) -> list[Generation]:
+        """Answer all prompts in one left-padded batch with a KV cache, each row under its own adapter."""
+        if not prompts:
+            return []
+        rows = [self.tokenizer(p).input_ids if isinstance(p, str) else list(p) for p in prompts]
+        programs = [self._program(adapter) for adapter in one_per_prompt(prompts, adapters)]
+        stops = self._stop_tokens()
+        fill = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else (stops[0] if stops else 0)
+        width = max(map(len, rows))
+        tokens = torch.tensor([[fill] * (width - len(row)) + row for row in rows], device=self.device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
+        settings = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=temperature > 0,
+            eos_token_id=None if ignore_eos else stops,
+            pad_token_id=fill,
+            **({"temperature": temperature, "top_k": 0} if temperature > 0 else {}),
+        )
+        lengths = torch.tensor([len(row) for row in rows])
+        with torch.inference_mode(), self._executor.run(programs, lengths):
+            output = self.model.generate(input_ids=tokens, attention_mask=mask, generation_config=settings)
+        return [self._generation(row, [] if ignore_eos else stops) for row in output[:, width:].tolist()]
+
+    def close(self) -> None:
+        """Drop the model."""
+        self.model = None
+
+    def _program(self, adapter: Adapter | str | Path | None) -> Program | None:
+        admitted = admit(adapter, self.identity, self._allow_base_mismatch)
+        if admitted is None:
+            return None
+        if admitted.digest not in self._programs:
+            self._programs[admitted.digest] = admitted.lower()
+        return self._programs[admitted.digest]
+
+    def _stop_tokens(self) -> list[int]:
+        configured = self.model.generation_config.eos_token_id
+        if configured is None:
+            configured = self.tokenizer.eos_token_id
+        return [configured] if isinstance(configured, int) else list(configured or [])
+
+    def _generation(self, tokens: list[int], stops: list[int]) -> Generation:
+        """Cut a row after its first stop token; what follows is padding."""
+        end = next((index + 1 for index, token in enumerate(tokens) if token in stops), len(tokens))
+        return Generation(tokens[:end], self.tokenizer.decode(tokens[:end], skip_special_tokens=True))

@@ -1,0 +1,178 @@
+"""The adapter artifact: a directory with `adapter.json` and `adapter.safetensors`, checked before it is believed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+
+from reft_plugins import plugins
+from reft_plugins.errors import AdapterError
+from reft_plugins.manifest import (
+    MANIFEST_FILE,
+    TENSORS_FILE,
+    BaseModelIdentity,
+    EditFact,
+    Manifest,
+    Parent,
+    ProgramFacts,
+    TensorsFact,
+    TrainingRecord,
+    WeightDeltaFact,
+    read_manifest,
+    sha256,
+)
+from reft_plugins.program import Edit, Program, WeightDelta
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Adapter:
+    """Learned parameters with everything needed to run them safely. Build with `create`, `load` or `reft.load`.
+
+    Attributes:
+        manifest: contents of `adapter.json`.
+        tensors: the method's parameters by name, on the CPU.
+    """
+
+    manifest: Manifest
+    tensors: Mapping[str, Tensor]
+
+    @classmethod
+    def create(
+        cls,
+        method: str,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        base: BaseModelIdentity | None,
+        *,
+        training: TrainingRecord | None = None,
+        parents: tuple[Parent, ...] = (),
+        notes: Mapping[str, str] | None = None,
+    ) -> Adapter:
+        """Make an adapter from parameters; its program is lowered once to check and summarise it.
+
+        Raises:
+            AdapterError: when the parameters do not make a valid program for `base`.
+        """
+        method_ = plugins.methods.get(method)
+        checked = _parse_config(method_, config)
+        stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        blob = safetensors.torch.save(stored)
+        program = method_.lower(checked, stored)
+        program.validate(base)
+        manifest = Manifest(
+            method=method,
+            config=checked.model_dump(mode="json"),
+            base=base,
+            program=summarise(program),
+            tensors=TensorsFact(sha256=sha256(blob), size=len(blob)),
+            training=training,
+            parents=parents,
+            notes=dict(notes or {}),
+        )
+        return cls(manifest, stored)
+
+    @classmethod
+    def load(cls, directory: Path | str) -> Adapter:
+        """Read an adapter directory.
+
+        Raises:
+            AdapterError: when a file is missing, truncated or altered, or the manifest is not understood.
+        """
+        manifest = read_manifest(directory)
+        path = Path(directory) / TENSORS_FILE
+        try:
+            with path.open("rb") as file:
+                blob = file.read(manifest.tensors.size + 1)
+        except OSError as error:
+            raise AdapterError(f"{path}: cannot read the tensors: {error.strerror}") from None
+        if len(blob) != manifest.tensors.size:
+            found = f"at least {len(blob)}" if len(blob) > manifest.tensors.size else str(len(blob))
+            raise AdapterError(
+                f"{path}: {found} bytes where the manifest promises {manifest.tensors.size}: the file is truncated "
+                "or belongs to another manifest. Copy the adapter again"
+            )
+        if sha256(blob) != manifest.tensors.sha256:
+            raise AdapterError(f"{path}: digest differs from the manifest, so a bit changed. Copy the adapter again")
+        try:
+            tensors = safetensors.torch.load(blob)
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise AdapterError(f"{path}: not a safetensors file: {error}") from None
+        return cls(manifest, tensors)
+
+    def save(self, directory: Path | str) -> Path:
+        """Write `adapter.safetensors`, then `adapter.json`, each by rename, so that no reader sees half a file."""
+        target = Path(directory)
+        target.mkdir(parents=True, exist_ok=True)
+        blob = safetensors.torch.save(dict(self.tensors))
+        for name, data in ((TENSORS_FILE, blob), (MANIFEST_FILE, self.manifest.to_json().encode())):
+            partial = target / f".{name}.{os.getpid()}.partial"
+            partial.write_bytes(data)
+            partial.replace(target / name)
+        return target
+
+    def lower(self) -> Program:
+        """The program this adapter is: what its method makes of the parameters, after all `reft_lower` hooks.
+
+        Raises:
+            AdapterError: when layers, ranks or shapes do not fit the base model the manifest names.
+        """
+        method = plugins.methods.get(self.manifest.method)
+        config = _parse_config(method, self.manifest.config)
+        try:
+            program = method.lower(config, self.tensors)
+        except KeyError as error:
+            raise AdapterError(f"{TENSORS_FILE}: tensor {error} is missing for method {method.name!r}") from None
+        program.validate(self.manifest.base)
+        program = plugins.rewrite(self, program)
+        program.validate(self.manifest.base)
+        return program
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, which carries the digest of the tensors: the identity of this version."""
+        return sha256(self.manifest.to_json().encode())
+
+    def with_base(self, base: BaseModelIdentity) -> Adapter:
+        """The same parameters declared to belong to `base`; only for adapters whose files do not say."""
+        return replace(self, manifest=self.manifest.model_copy(update={"base": base}))
+
+
+def summarise(program: Program) -> ProgramFacts:
+    """The facts of a program that schedulers and listings need without its tensors."""
+    return ProgramFacts(
+        edits=tuple(
+            EditFact(
+                layer=edit.site.layer,
+                component=edit.site.component,
+                positions=str(edit.positions),
+                rank=edit.rank,
+                simultaneous=edit.simultaneous,
+            )
+            for edit in program.edits
+        ),
+        weight_deltas=tuple(
+            WeightDeltaFact(module=delta.module, rank=delta.rank, positions=str(delta.positions))
+            for delta in program.weight_deltas
+        ),
+        other_nodes=tuple(str(node) for node in program if not isinstance(node, Edit | WeightDelta)),
+    )
+
+
+def _parse_config(method: Any, config: Mapping[str, Any]) -> Any:
+    from pydantic import ValidationError
+
+    try:
+        return method.config(**config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise AdapterError(f"method {method.name!r}: setting {field!r}: {first['msg']}") from None

@@ -1,0 +1,188 @@
+"""Finding a base model's files and telling base models apart without reading them whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reft_plugins.errors import BaseMismatchError, BaseModelError
+from reft_plugins.manifest import BaseModelIdentity
+
+if TYPE_CHECKING:
+    from reft_plugins.manifest import Manifest
+
+SAMPLED_TENSORS = 32
+"""How many tensors contribute a row to the fingerprint, evenly spread over the sorted names."""
+
+_CONFIG_KEYS = (
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "vocab_size",
+    "hidden_act",
+)
+_ALIASES = {
+    "hidden_size": ("n_embd", "d_model", "dim"),
+    "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
+    "num_attention_heads": ("n_head", "n_heads"),
+    "intermediate_size": ("n_inner", "ffn_dim", "hidden_dim"),
+}
+
+
+def locate(base: str | Path) -> Path:
+    """The local folder of a base model.
+
+    Args:
+        base: a folder, or a Hugging Face id such as `meta-llama/Llama-3.2-1B`, which is downloaded if it is not cached.
+
+    Raises:
+        BaseModelError: when neither exists.
+    """
+    path = Path(base)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise BaseModelError(f"{path}: no config.json, so this is not a model folder of transformers")
+        return path
+    if path.is_absolute() or str(base).startswith((".", "~")) or str(base).count("/") != 1:
+        raise BaseModelError(f"base model {str(base)!r}: no such folder, and not a Hugging Face id (owner/name)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(base), allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
+    except Exception as error:
+        raise BaseModelError(f"base model {str(base)!r}: not a folder, and the hub says: {error}") from error
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The decoder's part of `config.json`, with the usual names for sizes (GPT-2's `n_embd` becomes `hidden_size`)."""
+    try:
+        config: dict[str, Any] = json.loads((directory / "config.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise BaseModelError(f"{directory / 'config.json'}: {error}") from None
+    config = {**config, **config.get("text_config", {})}
+    for name, aliases in _ALIASES.items():
+        config.setdefault(name, next((config[alias] for alias in aliases if alias in config), None))
+    return config
+
+
+def identify(base: str | Path, name: str | None = None) -> BaseModelIdentity:
+    """Identity of a base model, with its fingerprint.
+
+    The fingerprint is the SHA-256 of: the sizes in `config.json`; names and shapes of all tensors; and of
+    `SAMPLED_TENSORS` tensors the first row (at most 4,096 elements), rounded to bfloat16, so that float32 and bfloat16
+    copies of the same weights agree. A 70B model costs a few hundred kilobytes of reading.
+
+    Raises:
+        BaseModelError: when files are missing or the weights are not in safetensors.
+    """
+    directory = locate(base)
+    stamp = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in _weight_files(directory))
+    return _identify(directory.resolve(), stamp, name or _display_name(base, directory))
+
+
+def check_base(manifest: Manifest, base: BaseModelIdentity, allow_mismatch: bool = False) -> None:
+    """Refuse an adapter whose base model is another one, or unknown.
+
+    Raises:
+        BaseMismatchError: unless `allow_mismatch`.
+    """
+    if allow_mismatch:
+        return
+    override = "To run it anyway, pass allow_base_mismatch=True (or set REFT_ALLOW_BASE_MISMATCH=1)"
+    if manifest.base is None:
+        raise BaseMismatchError(
+            f"the adapter ({manifest.method}) does not say which base model it was made for. "
+            f"Load it with base=... or import it again with --base. {override}"
+        )
+    if manifest.base.fingerprint != base.fingerprint:
+        raise BaseMismatchError(
+            f"the adapter ({manifest.method}) was made for base model {_describe(manifest.base)}, "
+            f"not for {_describe(base)}. {override}"
+        )
+
+
+def _describe(base: BaseModelIdentity) -> str:
+    sizes = f"{base.architecture}, {base.num_hidden_layers} layers of {base.hidden_size}"
+    return f"{base.name!r} ({sizes}, {base.fingerprint[:19]})"
+
+
+def _display_name(base: str | Path, directory: Path) -> str:
+    return directory.resolve().name if Path(base).is_dir() else str(base)
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    files = sorted(directory.glob("*.safetensors"))
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        named = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        files = [file for file in files if file.name in named]
+    if not files:
+        raise BaseModelError(
+            f"{directory}: no safetensors weights. Convert the model with "
+            "AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
+        )
+    return files
+
+
+@lru_cache(maxsize=64)
+def _identify(directory: Path, stamp: tuple[object, ...], name: str) -> BaseModelIdentity:
+    config = read_config(directory)
+    tensors = _tensor_index(directory)
+    digest = hashlib.sha256()
+    sizes = {key: config.get(key) for key in _CONFIG_KEYS}
+    digest.update(json.dumps(sizes, sort_keys=True).encode())
+    for tensor, (_, info) in sorted(tensors.items()):
+        digest.update(f"{tensor}:{info['shape']}\n".encode())
+    names = sorted(tensors)
+    step = max(1, len(names) // SAMPLED_TENSORS)
+    for tensor in names[::step][:SAMPLED_TENSORS]:
+        digest.update(_first_row(*tensors[tensor]))
+    if not config.get("hidden_size") or not config.get("num_hidden_layers"):
+        raise BaseModelError(f"{directory / 'config.json'}: names no hidden size or number of layers")
+    return BaseModelIdentity(
+        name=name,
+        revision=config.get("_commit_hash"),
+        architecture=(config.get("architectures") or [config.get("model_type", "unknown")])[0],
+        hidden_size=config["hidden_size"],
+        num_hidden_layers=config["num_hidden_layers"],
+        fingerprint="sha256:" + digest.hexdigest(),
+    )
+
+
+def _tensor_index(directory: Path) -> dict[str, tuple[tuple[Path, int], dict[str, Any]]]:
+    tensors: dict[str, tuple[tuple[Path, int], dict[str, Any]]] = {}
+    for file in _weight_files(directory):
+        with file.open("rb") as handle:
+            prefix = handle.read(8)
+            size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            if not 0 < size < 100_000_000:
+                raise BaseModelError(f"{file}: not a safetensors file")
+            header = json.loads(handle.read(size))
+        header.pop("__metadata__", None)
+        tensors.update({name: ((file, 8 + size), info) for name, info in header.items()})
+    return tensors
+
+
+def _first_row(place: tuple[Path, int], info: dict[str, Any]) -> bytes:
+    """First row of a tensor as bfloat16 bytes (round to nearest even); other dtypes than floats as they are."""
+    import numpy as np
+
+    file, data = place
+    width = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}.get(info["dtype"])
+    elements = min(info["shape"][-1] if info["shape"] else 1, 4096)
+    with file.open("rb") as handle:
+        handle.seek(data + info["data_offsets"][0])
+        raw = handle.read(elements * (width or 1))
+    if info["dtype"] == "BF16" or width is None:
+        return raw
+    kind = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}[info["dtype"]]
+    bits = np.frombuffer(raw, dtype=kind).astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()

@@ -1,0 +1,45 @@
+"""The plugins that come with the core: its methods, formats, commands, and paths as references."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reft_plugins.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    import click
+
+
+@hookimpl
+def reft_register_methods(register: Callable[..., None]) -> None:
+    from reft_plugins.methods.lora import LoRA
+    from reft_plugins.methods.loreft import LoReFT
+
+    for method in (LoReFT(), LoRA()):
+        register(method)
+
+
+@hookimpl
+def reft_register_formats(register: Callable[..., None]) -> None:
+    from reft_plugins.formats.native import NativeFormat
+    from reft_plugins.formats.peft import PeftFormat
+    from reft_plugins.formats.pyreft import PyreftFormat
+
+    for reader in (NativeFormat(), PeftFormat(), PyreftFormat()):
+        register(reader)
+
+
+@hookimpl(trylast=True)
+def reft_resolve_adapter(reference: str) -> Path | None:
+    path = Path(reference)
+    return path if path.is_dir() else None
+
+
+@hookimpl(tryfirst=True)
+def reft_register_commands(cli: click.Group) -> None:
+    from reft_plugins.cli import built_in_commands
+
+    for command in built_in_commands():
+        cli.add_command(command)

@@ -1,0 +1,47 @@
+"""The `reft` command line: one file per command group, plugins add theirs through `reft_register_commands`."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from reft_plugins import __version__
+from reft_plugins.errors import ReftError
+
+_BUILT_IN = {
+    "train": "reft_plugins.cli.train",
+    "generate": "reft_plugins.cli.generate",
+    "import": "reft_plugins.cli.import_",
+    "inspect": "reft_plugins.cli.inspect",
+    "plugins": "reft_plugins.cli.plugins",
+    "doctor": "reft_plugins.cli.doctor",
+    "export": "reft_plugins.cli.export",
+}
+
+
+def built_in_commands() -> list[click.Command]:
+    """The commands of the core; each module names its command `command` and imports heavy libraries inside it."""
+    return [import_module(module).command for module in _BUILT_IN.values()]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="reft")
+def cli() -> None:
+    """Train, store, serve and export parameter-efficient adapters.
+
+    Example: reft train BASE --method loreft --data train.jsonl --positions f7+l7 --out my-adapter
+    """
+
+
+def main() -> None:
+    """Entry point of `reft`: exit code 0 on success, 2 for wrong use, 1 for a failure with its reason."""
+    try:
+        from reft_plugins.plugins import manager
+
+        manager().hook.reft_register_commands(cli=cli)
+        cli.main(standalone_mode=True)
+    except ReftError as error:
+        click.echo(f"reft: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,72 @@
+"""Fine-tuning methods. Each folder here is one; `Method` is what a plugin implements to add another."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from reft_plugins.manifest import BaseModelIdentity
+    from reft_plugins.program import Program
+
+
+class MethodConfig(BaseModel):
+    """Settings of a method: what `reft train` accepts and the manifest keeps. Unknown settings are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+ConfigT = TypeVar("ConfigT", bound=MethodConfig)
+
+
+class Parameters(Protocol):
+    """A trainable module that hands out the tensors an adapter stores, connected to its parameters."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors by the names `Method.lower` reads; gradients flow through them to the parameters."""
+
+
+class Trainable(Protocol):
+    """A base model with a method attached.
+
+    `model` is what the training loop runs (`model(**batch).loss`); `parameters` holds what is learned and checkpointed.
+    """
+
+    model: nn.Module
+    parameters: nn.Module
+
+    def begin_batch(self, prompt_lengths: Tensor) -> None:
+        """Called before every forward pass with int64 `[batch]`: how many tokens of each row are its prompt."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors to store."""
+
+
+class Method(ABC, Generic[ConfigT]):
+    """A way of learning parameters, and what they do to the base model.
+
+    A method that learns the parameters of a program needs `parameters` and `lower` only: it is trained by running its
+    own program with gradients. One whose training belongs to a library overrides `attach` as well.
+    """
+
+    name: ClassVar[str]
+    config: ClassVar[type[Any]]
+
+    @abstractmethod
+    def lower(self, config: ConfigT, tensors: Mapping[str, Tensor]) -> Program:
+        """The program for stored tensors; differentiable. A missing tensor raises KeyError with its name."""
+
+    def parameters(self, config: ConfigT, base: BaseModelIdentity) -> nn.Module:
+        """Freshly initialised trainable module that satisfies `Parameters`."""
+        raise NotImplementedError(f"method {self.name!r} defines neither parameters() nor attach()")
+
+    def attach(self, model: nn.Module, config: ConfigT, base: BaseModelIdentity) -> Trainable:
+        """Put the method onto a loaded base model for training; by default by executing its program."""
+        from reft_plugins.training.attach import ProgramTrainable
+
+        return ProgramTrainable(self, model, config, base)

@@ -1,0 +1,22 @@
+"""Settings of LoRA."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from reft_plugins.methods import MethodConfig
+
+
+class LoRAConfig(MethodConfig):
+    """`rank` and `alpha` on `target_modules` (PEFT's names; `all-linear` for every linear module but the head).
+
+    `alpha_pattern` overrides `alpha` for modules whose name ends with a key (PEFT's regular expressions);
+    `use_rslora` scales by `alpha / sqrt(rank)` (arXiv:2312.03732) instead of `alpha / rank`.
+    """
+
+    rank: int = Field(default=8, ge=1)
+    alpha: float = 16.0
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    target_modules: str | tuple[str, ...] = "all-linear"
+    use_rslora: bool = False
+    alpha_pattern: dict[str, float] = {}
