@@ -11,11 +11,11 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 
-_ADJECTIVES = "small old red quiet clever hungry tall young brave lazy green happy".split()
-_ANIMALS = "dog cat horse fox bird mouse farmer teacher sailor king child doctor".split()
-_ACTIONS = "sees follows likes helps finds hears paints visits teaches carries".split()
-_PLACES = "garden river house market forest school harbour kitchen castle field".split()
-_NUMBERS = "zero one two three four five six seven eight nine".split()
+_ADJECTIVES = ["small", "old", "red", "quiet", "clever", "hungry", "tall", "young", "brave", "lazy", "green", "happy"]
+_ANIMALS = ["dog", "cat", "horse", "fox", "bird", "mouse", "farmer", "teacher", "sailor", "king", "child", "doctor"]
+_ACTIONS = ["sees", "follows", "likes", "helps", "finds", "hears", "paints", "visits", "teaches", "carries"]
+_PLACES = ["garden", "river", "house", "market", "forest", "school", "harbour", "kitchen", "castle", "field"]
+_NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
