@@ -46,6 +46,9 @@ class TransformersRuntime:
             directory, dtype=getattr(torch, dtype), attn_implementation=attention
         )
         self.model.to(self.device).eval()
+        self._stops = self._stop_tokens()
+        # Whatever a GenerationConfig leaves open, transformers fills in from the model's own: sampling, penalties, EOS.
+        self.model.generation_config = GenerationConfig()
         self._allow_base_mismatch = allow_base_mismatch
         self._executor = Executor(self.model)
         self._programs: dict[str, Program] = {}
@@ -72,7 +75,7 @@ class TransformersRuntime:
             return []
         rows = [self.tokenizer(p).input_ids if isinstance(p, str) else list(p) for p in prompts]
         programs = [self._program(adapter) for adapter in one_per_prompt(prompts, adapters)]
-        stops = self._stop_tokens()
+        stops = self._stops
         fill = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else (stops[0] if stops else 0)
         width = max(map(len, rows))
         tokens = torch.tensor([[fill] * (width - len(row)) + row for row in rows], device=self.device)

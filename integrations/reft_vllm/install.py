@@ -1,0 +1,24 @@
+"""Entry point of `vllm.general_plugins`: called by vLLM in every process it starts."""
+
+from __future__ import annotations
+
+_installed = False
+
+
+def install() -> None:
+    """Attach to vLLM; further calls in the same process do nothing.
+
+    Raises:
+        PatchError: when this vLLM differs where the plugin attaches.
+    """
+    global _installed  # noqa: PLW0603
+    if _installed:
+        return
+    from reft_vllm import cpu_lora, op
+    from reft_vllm.patches import PATCH_POINTS
+
+    op.register()
+    cpu_lora.register()
+    for point in PATCH_POINTS:
+        point.apply()
+    _installed = True

@@ -1,0 +1,63 @@
+"""Putting edit sites into a vLLM model: its decoder layers get a subclass whose forward ends in the op."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from reft_plugins.errors import UnsupportedProgramError
+from reft_vllm.op import SITES
+from reft_vllm.sites import EditState, Site
+
+LAYER_LISTS = ("layers", "h", "blocks")
+
+SUMMED_OUTPUTS = ("CohereDecoderLayer", "Cohere2DecoderLayer")
+"""Layers that return `(hidden, residual)` with `hidden` already being the sum."""
+
+
+def decoder_layers(model: nn.Module, count: int) -> dict[str, nn.Module]:
+    """The decoder layers by qualified name, in order; those of other pipeline ranks are placeholders.
+
+    Raises:
+        UnsupportedProgramError: listing what was looked for.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] in LAYER_LISTS and len(module) == count:
+            return {f"{name}.{index}": layer for index, layer in enumerate(module)}
+    raise UnsupportedProgramError(
+        f"{type(model).__name__}: no list of {count} decoder layers found; looked for modules named "
+        f"{', '.join(LAYER_LISTS)}"
+    )
+
+
+def install_sites(model: nn.Module, count: int, state: EditState) -> None:
+    """Give every decoder layer that lives on this rank an edit site."""
+    from vllm.model_executor.models.utils import PPMissingLayer
+
+    for index, (name, layer) in enumerate(decoder_layers(model, count).items()):
+        if isinstance(layer, PPMissingLayer):
+            continue
+        site = Site(state, name, index)
+        state.sites[index] = SITES[name] = site
+        layer.reft_site = name  # type: ignore[assignment]
+        layer.__class__ = edited_class(type(layer))
+
+
+@cache
+def edited_class(original: type[nn.Module]) -> type[nn.Module]:
+    """A subclass of a decoder layer that applies the edits to what the layer returns."""
+    summed = original.__name__ in SUMMED_OUTPUTS
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        output = original.forward(self, *args, **kwargs)
+        if isinstance(output, tuple):
+            residual = output[1] if len(output) > 1 and not summed else None
+            torch.ops.reft.edit(output[0], residual, self.reft_site)
+        else:
+            torch.ops.reft.edit(output, None, self.reft_site)
+        return output
+
+    return type(f"Edited{original.__name__}", (original,), {"forward": forward})
