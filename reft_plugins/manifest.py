@@ -128,7 +128,7 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
     if len(text) > MAX_MANIFEST_BYTES:
         raise AdapterError(f"{where}: a manifest of {len(text)} bytes exceeds the limit of {MAX_MANIFEST_BYTES}")
     try:
-        document = json.loads(text, object_pairs_hook=_unique_keys)
+        document = json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise AdapterError(f"{where}: not a readable manifest: {error}") from None
     schema = document.get("schema") if isinstance(document, dict) else None
@@ -173,7 +173,12 @@ def sha256(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads(..., object_pairs_hook=unique_keys)`: refuses an object that names a key twice.
+
+    Raises:
+        ValueError: naming the key.
+    """
     keys = [key for key, _ in pairs]
     if len(set(keys)) != len(keys):
         raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)!r}")
