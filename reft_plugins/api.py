@@ -89,6 +89,3 @@ def train(base: str | Path, method: str = "loreft", data: str | Path = "train.js
     from reft_plugins.training import train as run
 
     return run(base, method=method, data=data, **settings)
-
-
-

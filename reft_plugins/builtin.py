@@ -31,8 +31,9 @@ def reft_register_formats(register: Callable[..., None]) -> None:
         register(reader)
 
 
-@hookimpl(trylast=True)
+@hookimpl(tryfirst=True)
 def reft_resolve_adapter(reference: str) -> Path | None:
+    """An existing folder wins over a store's name, as with a model's path and its hub id."""
     path = Path(reference)
     return path if path.is_dir() else None
 

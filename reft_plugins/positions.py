@@ -125,7 +125,9 @@ class Positions:
         """
         position = np.asarray(token_positions, dtype=np.int64)[..., None]
         intervals = self.resolve(prompt_len)
-        return np.any((position >= intervals[..., 0]) & (position < intervals[..., 1]), axis=-1) & (position[..., 0] >= 0)
+        return np.any((position >= intervals[..., 0]) & (position < intervals[..., 1]), axis=-1) & (
+            position[..., 0] >= 0
+        )
 
     def within(self, prompt_len: int, start: int, stop: int) -> tuple[tuple[int, int], ...]:
         """The edited intervals inside tokens `[start, stop)`, relative to `start`; empty when none is edited there."""

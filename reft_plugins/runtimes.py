@@ -31,9 +31,7 @@ class Generation:
 class Runtime(Protocol):
     """A base model that runs adapters. `adapter` is an Adapter, a reference (path, `name:tag`) or None for the base."""
 
-    def logits(
-        self, token_ids: list[int], adapter: Adapter | str | Path | None = None
-    ) -> npt.NDArray[np.float32]:
+    def logits(self, token_ids: list[int], adapter: Adapter | str | Path | None = None) -> npt.NDArray[np.float32]:
         """Next-token logits of a prompt: float32 `[len(token_ids), vocabulary]`, up to a constant per row.
 
         Raises:

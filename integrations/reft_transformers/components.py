@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from reft_plugins.errors import AdapterError, UnsupportedProgramError
 from reft_plugins.program import WeightDelta
-from torch import nn
 
 LAYER_LISTS = ("layers", "h", "blocks", "layer")
 """Names under which models keep their list of decoder layers."""
@@ -80,6 +81,7 @@ class Components:
             size = tuple(weight.shape) if type(module).__name__ != "Conv1D" else tuple(weight.T.shape)
             if size != (delta.b.shape[0], delta.a.shape[1]):
                 raise AdapterError(
-                    f"{delta}: made for {delta.b.shape[0]} x {delta.a.shape[1]}, the base module is {size[0]} x {size[1]}"
+                    f"{delta}: made for {delta.b.shape[0]} x {delta.a.shape[1]}, "
+                    f"the base module is {size[0]} x {size[1]}"
                 )
         return module

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from reft_plugins.errors import UnsupportedProgramError
 from reft_plugins.positions import Positions
 from reft_plugins.program import Edit, Program, WeightDelta
-from torch import Tensor, nn
-
 from reft_transformers.components import Components
 from reft_transformers.nodes import apply_edits, apply_weight_delta
 
@@ -60,13 +60,23 @@ class Executor:
             self._token_positions = self._prompt_lengths = None
 
     def _observe(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Derive each token's index in its own sequence from the attention mask, which covers cached tokens too."""
+        """Derive each token's index in its own sequence from the attention mask, which covers cached tokens too.
+
+        Generation leaves the mask out where nothing is padded; then the tokens follow those in the cache.
+        """
         tokens = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-        mask = kwargs.get("attention_mask")
+        mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+        count = tokens.shape[1]
         if mask is None:
-            mask = torch.ones_like(tokens)
-        positions = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, -1)
-        self._token_positions = positions[:, -tokens.shape[1] :]
+            start = 0 if cache is None else int(cache.get_seq_length())
+            self._token_positions = torch.arange(start, start + count, device=tokens.device).expand(tokens.shape)
+        elif isinstance(mask, Tensor) and mask.ndim == 2:
+            positions = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, -1)
+            self._token_positions = positions[:, -count:]
+        else:
+            raise UnsupportedProgramError(
+                "padding is told from tokens by a 2D attention mask, which this forward pass of the model lacks"
+            )
 
     def _hooks(self, groups: list[Group]) -> Iterator[tuple[nn.Module, Callable[[nn.Module], Any]]]:
         sites: dict[tuple[int, str], list[tuple[Group, list[Edit]]]] = {}
@@ -92,7 +102,9 @@ class Executor:
     def _supported(self, edit: Edit) -> None:
         self.components.locate(edit.site.layer, edit.site.component)
         if edit.reads not in (None, edit.site.component):
-            raise UnsupportedProgramError(f"{edit}: reading {edit.reads} is not executed by the transformers runtime yet")
+            raise UnsupportedProgramError(
+                f"{edit}: reading {edit.reads} is not executed by the transformers runtime yet"
+            )
 
     def _edit_hook(self, work: list[tuple[Group, list[Edit]]], is_input: bool) -> Callable[[nn.Module], Any]:
         def change(hidden: Tensor) -> Tensor:

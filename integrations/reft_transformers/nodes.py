@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from reft_plugins.program import Edit, WeightDelta
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from reft_plugins.program import Edit, WeightDelta
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
 from reft_plugins.adapter import Adapter
 from reft_plugins.base_model import identify, locate
 from reft_plugins.program import Program
 from reft_plugins.runtimes import Generation, Prompt, admit, one_per_prompt
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-
 from reft_transformers.executor import Executor
 
 
@@ -49,6 +49,9 @@ class TransformersRuntime:
         self._stops = self._stop_tokens()
         # Whatever a GenerationConfig leaves open, transformers fills in from the model's own: sampling, penalties, EOS.
         self.model.generation_config = GenerationConfig()
+        self._stops = self._stop_tokens()
+        self.model.generation_config = GenerationConfig()
+        """The base's own sampling defaults and stop tokens would otherwise be merged into every request."""
         self._allow_base_mismatch = allow_base_mismatch
         self._executor = Executor(self.model)
         self._programs: dict[str, Program] = {}

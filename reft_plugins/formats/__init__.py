@@ -21,9 +21,7 @@ class Format(Protocol):
     def recognises(self, directory: Path) -> bool:
         """Whether the files in `directory` look like this format; looks at names and small JSON files only."""
 
-    def read(
-        self, directory: Path, base: BaseModelIdentity | None, positions: str | None, **options: Any
-    ) -> Adapter:
+    def read(self, directory: Path, base: BaseModelIdentity | None, positions: str | None, **options: Any) -> Adapter:
         """Read the checkpoint into an adapter for `base`.
 
         Raises:

@@ -20,9 +20,7 @@ class NativeFormat:
         """A manifest is enough."""
         return (directory / MANIFEST_FILE).is_file()
 
-    def read(
-        self, directory: Path, base: BaseModelIdentity | None, positions: str | None, **options: Any
-    ) -> Adapter:
+    def read(self, directory: Path, base: BaseModelIdentity | None, positions: str | None, **options: Any) -> Adapter:
         """Everything is in the files, so no option applies.
 
         Raises:

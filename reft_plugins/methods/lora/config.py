@@ -10,7 +10,7 @@ from reft_plugins.methods import MethodConfig
 class LoRAConfig(MethodConfig):
     """`rank` and `alpha` on `target_modules` (PEFT's names; `all-linear` for every linear module but the head).
 
-    `alpha_pattern` overrides `alpha` for modules whose name ends with a key (PEFT's regular expressions);
+    `alpha_pattern` overrides `alpha` for modules whose name is a key or ends with it after a dot, longest key first;
     `use_rslora` scales by `alpha / sqrt(rank)` (arXiv:2312.03732) instead of `alpha / rank`.
     """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from reft_plugins.manifest import BaseModelIdentity
 from reft_plugins.methods import Method, Trainable
 from reft_plugins.methods.lora.config import LoRAConfig
+from reft_plugins.methods.lora.patterns import module_alpha
 from reft_plugins.program import Program, WeightDelta
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ class LoRA(Method[LoRAConfig]):
 
 def _lower_module(module: str, config: LoRAConfig, tensors: Mapping[str, Tensor]) -> WeightDelta:
     a, b = tensors[f"{module}.lora_A"], tensors[f"{module}.lora_B"]
-    scaling = _alpha(module, config) / (a.shape[0] ** 0.5 if config.use_rslora else a.shape[0])
+    alpha = module_alpha(module, config.alpha_pattern, config.alpha)
+    scaling = alpha / (a.shape[0] ** 0.5 if config.use_rslora else a.shape[0])
     bias = tensors.get(f"{module}.lora_bias")
     return WeightDelta(
         module=module,
@@ -52,10 +53,3 @@ def _lower_module(module: str, config: LoRAConfig, tensors: Mapping[str, Tensor]
         magnitude=tensors.get(f"{module}.magnitude"),
         bias=None if bias is None else bias * scaling,
     )
-
-
-def _alpha(module: str, config: LoRAConfig) -> float:
-    for pattern, alpha in config.alpha_pattern.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return alpha
-    return config.alpha

@@ -1,0 +1,60 @@
+"""Reading tensor files of other libraries without running code that may be in them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reft_plugins.errors import AdapterError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """A flat dictionary of tensors from a `.bin` file that `torch.save` wrote.
+
+    Raises:
+        AdapterError: when the file is unreadable, holds anything but tensors by name, or asks to run code on loading.
+    """
+    import torch
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise AdapterError(
+            f"{path}: refused: it is damaged, or it would run code when loaded ({reason}). "
+            "Only files of plain tensors are read; get the adapter from a source you trust and save it again"
+        ) from None
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in found.items()
+    ):
+        raise AdapterError(f"{path}: expected a dictionary of tensors by name, found {type(found).__name__}")
+    return found
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        AdapterError: when the file is unreadable or damaged.
+    """
+    import safetensors.torch
+    from safetensors import SafetensorError
+
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise AdapterError(f"{path}: not a readable safetensors file: {error}") from None
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """SHA-256 over the names and contents of some files, in the order of their names."""
+    total = hashlib.sha256()
+    for path in sorted(files):
+        with path.open("rb") as file:
+            total.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return "sha256:" + total.hexdigest()
