@@ -1,0 +1,104 @@
+"""Checked-out versions: folders with `adapter.json` and `adapter.safetensors` whose path names their content."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from adapters_store.blobs import Blobs
+from adapters_store.files import (
+    PARTIAL,
+    check_directory,
+    copy_hashed,
+    ensure_directory,
+    explained,
+    open_regular,
+    partial_file,
+    settle,
+    unique_name,
+)
+from adapters_store.oci import Descriptor
+from reft_plugins.errors import StoreError
+
+CHECKOUTS = "checkouts"
+
+
+def directory_of(root: Path, digest: str) -> Path:
+    """Where the version with this manifest digest is checked out."""
+    return root / CHECKOUTS / digest.replace(":", "-")
+
+
+def check_out(blobs: Blobs, digest: str, files: Mapping[str, Descriptor]) -> Path:
+    """Make, or verify and repair, the folder of a version.
+
+    The files are copies, so nothing done to them reaches the blobs. What does not belong there is moved aside.
+
+    Args:
+        digest: of the image manifest; names the folder.
+        files: the blobs of the files, by file name.
+
+    Raises:
+        StoreError: when a blob is missing or damaged, even where the folder still has good copies.
+    """
+    for descriptor in files.values():
+        blobs.copy(descriptor, None)
+    target = directory_of(blobs.root, digest)
+    ensure_directory(target.parent)
+    if not os.path.lexists(target):
+        _make(blobs, target, files)
+    check_directory(target)
+    for name in foreign_files(target, files):
+        _set_aside(blobs.root, target / name)
+    for name, descriptor in files.items():
+        if not is_intact(target / name, descriptor):
+            _replace(blobs, target / name, descriptor)
+    return target
+
+
+def is_intact(path: Path, descriptor: Descriptor) -> bool:
+    """Whether a checked-out file is a regular file with the content of its blob."""
+    try:
+        with open_regular(path) as file:
+            return copy_hashed(file, None, descriptor.size) == (descriptor.digest, descriptor.size)
+    except StoreError:
+        return False
+
+
+def foreign_files(target: Path, files: Mapping[str, Descriptor]) -> list[str]:
+    """Names in a checked-out folder that are not the adapter's."""
+    with explained("list", target):
+        return sorted(set(os.listdir(target)) - set(files))
+
+
+def _make(blobs: Blobs, target: Path, files: Mapping[str, Descriptor]) -> None:
+    ensure_directory(blobs.root / PARTIAL)
+    building = blobs.root / PARTIAL / unique_name()
+    try:
+        with explained("make", building):
+            building.mkdir()
+        for name, descriptor in files.items():
+            _replace(blobs, building / name, descriptor)
+        try:
+            building.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise StoreError(f"{target}: cannot make the folder: {error.strerror}") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _replace(blobs: Blobs, path: Path, descriptor: Descriptor) -> None:
+    if path.is_dir() and not path.is_symlink():
+        _set_aside(blobs.root, path)
+    with partial_file(blobs.root) as (partial, file):
+        blobs.copy(descriptor, file)
+        settle(partial, file, path)
+
+
+def _set_aside(root: Path, path: Path) -> None:
+    ensure_directory(root / PARTIAL)
+    with explained("move aside", path):
+        path.rename(root / PARTIAL / unique_name())

@@ -1,0 +1,23 @@
+"""Where the store is. Cheap to import: every `reft` command that resolves a reference asks this first."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+VARIABLE = "REFT_STORE"
+LAYOUT_FILE = "oci-layout"
+INDEX_FILE = "index.json"
+
+
+def default_path() -> Path:
+    """`REFT_STORE`, else `reft/store` in `XDG_DATA_HOME` or `~/.local/share`."""
+    if chosen := os.environ.get(VARIABLE):
+        return Path(chosen).expanduser()
+    data = os.environ.get("XDG_DATA_HOME", "")
+    return (Path(data) if os.path.isabs(data) else Path.home() / ".local" / "share") / "reft" / "store"
+
+
+def is_store(path: Path) -> bool:
+    """Whether a folder is an OCI image layout, as far as the names in it tell."""
+    return os.path.lexists(path / LAYOUT_FILE)

@@ -1,0 +1,92 @@
+"""What the store hands out: typed, immutable, without open files."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reft_plugins.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One version of one adapter, as it was when the store was read.
+
+    Attributes:
+        name, version: the version's identity; versions count up from 1 per name and never change.
+        digest: `sha256:…` of the OCI manifest, which carries the digests of everything else.
+        tags: names that point to this version now, sorted.
+        method, base: of the adapter; `base` is None for an adapter whose base model is not known.
+        size: bytes of `adapter.json` and `adapter.safetensors` together.
+        created: when the version was added, RFC 3339 in UTC; None when another program put it into the store.
+        store: the store's folder.
+        added: True only in the answer of the `add` that made this version.
+    """
+
+    name: str
+    version: int
+    digest: str
+    tags: tuple[str, ...]
+    method: str
+    base: str | None
+    size: int
+    created: str | None
+    store: Path
+    added: bool = False
+
+    @property
+    def reference(self) -> str:
+        """`name@vN`, which always means this version."""
+        return f"{self.name}@v{self.version}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"reference": self.reference, **asdict(self), "tags": list(self.tags), "store": str(self.store)}
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """A version with its verified manifests: the adapter's own, and the OCI manifest as plain JSON data."""
+
+    record: Record
+    manifest: Manifest
+    image_manifest: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        adapter = self.manifest.model_dump(by_alias=True, mode="json")
+        return {**self.record.to_dict(), "adapter": adapter, "manifest": self.image_manifest}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong in a store: `where` is a file of the store or a reference."""
+
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `Store.verify` found; `unreferenced` counts sound blobs that nothing uses, which is no problem."""
+
+    versions: int
+    tags: int
+    blobs: int
+    bytes: int
+    unreferenced: int
+    problems: tuple[Problem, ...] = field(default=())
+
+    @property
+    def ok(self) -> bool:
+        """True when nothing is wrong."""
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"ok": self.ok, **asdict(self)}

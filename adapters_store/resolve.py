@@ -1,0 +1,27 @@
+"""References of the store for every runtime: the implementation of `reft_resolve_adapter`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from adapters_store.location import default_path, is_store
+from adapters_store.references import Reference
+
+
+def resolve(reference: str) -> Path | None:
+    """The checked-out folder of a reference in the default store.
+
+    Returns:
+        None when the text is not a reference, names an existing folder, or the store or the name in it does not
+        exist, so that others may try.
+
+    Raises:
+        UnknownReferenceError: when the store has the name, but not this tag, version or digest.
+        StoreError: when the store or the version is damaged.
+    """
+    if Reference.try_parse(reference) is None or os.path.isdir(reference) or not is_store(default_path()):
+        return None
+    from adapters_store.store import Store
+
+    return Store.open().resolve(reference)

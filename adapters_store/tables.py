@@ -1,0 +1,121 @@
+"""What the commands print for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from adapters_store.records import Details, Record
+    from reft_plugins.manifest import Manifest
+
+_PIPED_WIDTH = 10_000
+
+
+def print_records(records: Iterable[Record]) -> None:
+    """A line per version."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("NAME", "VERSION", "TAGS", "METHOD", "BASE", "SIZE", "DIGEST"):
+        table.add_column(column, justify="right" if column == "SIZE" else "left", overflow="fold")
+    for record in records:
+        table.add_row(
+            *map(
+                _text,
+                (
+                    record.name,
+                    f"v{record.version}",
+                    ", ".join(record.tags),
+                    record.method,
+                    record.base or "unknown",
+                    decimal(record.size),
+                    record.digest[:19],
+                ),
+            )
+        )
+    _console().print(table)
+
+
+def print_details(details: Details) -> None:
+    """A block of facts about one version."""
+    record, manifest = details.record, details.manifest
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    files = [details.image_manifest["config"], *details.image_manifest["layers"]]
+    for label, value in (
+        ("reference", record.reference),
+        ("digest", record.digest),
+        ("tags", ", ".join(record.tags)),
+        ("created", record.created or "unknown"),
+        ("method", record.method),
+        ("config", json.dumps(manifest.config)),
+        ("base", _base(manifest)),
+        ("program", _program(manifest)),
+        ("training", _training(manifest)),
+        ("parents", "; ".join(f"{each.relation} {each.source}" for each in manifest.parents)),
+        *((f"note {name}", text) for name, text in manifest.notes.items()),
+        *(
+            ("file", f"{next(iter(each['annotations'].values()))}  {each['size']} bytes  {each['digest']}")
+            for each in files
+        ),
+    ):
+        if value:
+            table.add_row(_text(label), _text(value))
+    _console().print(table)
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error while it is a terminal; yields a function that takes bytes done and bytes in total."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
+
+
+def _text(value: str) -> Text:
+    """Plain text: an adapter's fields may hold neither markup nor control sequences of a terminal."""
+    return Text("".join(character if character.isprintable() else "?" for character in value))
+
+
+def _base(manifest: Manifest) -> str:
+    base = manifest.base
+    if base is None:
+        return "unknown"
+    return (
+        f"{base.name}  {base.architecture}, {base.num_hidden_layers} layers of {base.hidden_size}  {base.fingerprint}"
+    )
+
+
+def _program(manifest: Manifest) -> str:
+    program = manifest.program
+    positions = ", ".join(map(str, manifest.positions()))
+    parts = (
+        f"{len(program.edits)} edits at {positions}" if program.edits else "",
+        f"{len(program.weight_deltas)} weight deltas" if program.weight_deltas else "",
+        *program.other_nodes,
+    )
+    return "; ".join(filter(None, parts))
+
+
+def _training(manifest: Manifest) -> str:
+    training = manifest.training
+    if training is None:
+        return ""
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in training.metrics.items())
+    how = f"{training.steps} steps on {training.examples} examples, seed {training.seed}"
+    return f"{how}, data {training.data_sha256}  {metrics}"

@@ -1,0 +1,172 @@
+"""Checking a store from end to end: everything that is wrong, not only the first thing."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from adapters_store import checkouts
+from adapters_store.blobs import Blobs
+from adapters_store.contents import Contents, check_header, disagreements, read_adapter_manifest, read_image
+from adapters_store.files import PARTIAL, check_directory, copy_hashed, open_regular, read_at_most
+from adapters_store.index import Index
+from adapters_store.location import INDEX_FILE, LAYOUT_FILE
+from adapters_store.oci import LAYOUT, MAX_INDEX_BYTES, REF_NAME, SIZE, Descriptor, LayoutMarker
+from adapters_store.records import Problem, Report
+from adapters_store.references import Reference
+from reft_plugins.errors import ReftError, StoreError
+
+
+def layout_problems(root: Path) -> Iterator[Problem]:
+    """What is wrong with the marker file and the folders of a store."""
+    try:
+        marker = LayoutMarker.parse(read_at_most(root / LAYOUT_FILE, 4096), LAYOUT_FILE)
+        if marker.to_data() != LAYOUT:
+            raise StoreError(f"another kind of image layout: {marker.to_data()}; this version reads {LAYOUT}")
+    except StoreError as error:
+        yield Problem(LAYOUT_FILE, str(error))
+    for folder in ("blobs", "blobs/sha256", PARTIAL, checkouts.CHECKOUTS):
+        if folder.startswith("blobs") or os.path.lexists(root / folder):
+            try:
+                check_directory(root / folder)
+            except StoreError as error:
+                yield Problem(folder, str(error))
+
+
+def verify(root: Path, progress: Callable[[int, int], None] | None = None) -> Report:
+    """See `Store.verify`. Takes no lock: versions that are added meanwhile are not looked at."""
+    return _Verification(root).run(progress or (lambda done, total: None))
+
+
+class _Verification:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.blobs = Blobs(root)
+        self.problems: list[Problem] = []
+        self.sound: dict[str, int] = {}
+        self.damaged: dict[str, str] = {}
+        self.users: dict[str, list[str]] = defaultdict(list)
+
+    def run(self, progress: Callable[[int, int], None]) -> Report:
+        self.problems += layout_problems(self.root)
+        index = self._read_index()  # before the blobs are listed, so that whatever it names is there by then
+        self._scan(progress)
+        for position, entry in enumerate(index.document.manifests):
+            self._use(entry, entry.annotations.get(REF_NAME, f"{INDEX_FILE}: manifests.{position}"))
+        for name, versions in index.versions.items():
+            for number, entry in versions.items():
+                self._examine(str(Reference(name, version=number)), entry)
+        self._check_tags(index)
+        for digest, users in self.users.items():
+            what = self.damaged.pop(digest, None if digest in self.sound else "missing")
+            if what is not None:
+                self._add(f"blobs/{digest.replace(':', '/')}", f"{what}; used by {', '.join(dict.fromkeys(users))}")
+        for digest, what in self.damaged.items():
+            self._add(f"blobs/{digest.replace(':', '/')}", f"{what}; nothing uses it")
+        return Report(
+            versions=sum(map(len, index.versions.values())),
+            tags=sum(map(len, index.tags.values())),
+            blobs=len(self.sound),
+            bytes=sum(self.sound.values()),
+            unreferenced=len(self.sound.keys() - self.users.keys()),
+            problems=tuple(self.problems),
+        )
+
+    def _add(self, where: str, what: object) -> None:
+        self.problems.append(Problem(where, str(what)))
+
+    def _read_index(self) -> Index:
+        try:
+            index = Index.parse(read_at_most(self.root / INDEX_FILE, MAX_INDEX_BYTES), INDEX_FILE)
+        except StoreError as error:
+            self._add(INDEX_FILE, error)
+            return Index.empty()
+        for problem in index.problems:
+            self._add(INDEX_FILE, problem)
+        return index
+
+    def _scan(self, progress: Callable[[int, int], None]) -> None:
+        folder = self.blobs.directory
+        try:
+            check_directory(folder.parent)
+            check_directory(folder)
+            sizes = {entry.name: entry.stat(follow_symlinks=False).st_size for entry in os.scandir(folder)}
+        except (StoreError, OSError):
+            return
+        done, total = 0, sum(sizes.values())
+        for name, size in sorted(sizes.items()):
+            digest = f"sha256:{name}"
+            try:
+                path = self.blobs.path(digest)
+                with open_regular(path) as file:
+                    found, length = copy_hashed(file, None, size)
+            except (StoreError, OSError) as error:
+                self.damaged[digest] = str(error)
+                continue
+            if found == digest:
+                self.sound[digest] = length
+            else:
+                self.damaged[digest] = f"damaged: its {length} bytes have the digest {found}"
+            done += size
+            progress(done, total)
+
+    def _use(self, descriptor: Descriptor, user: str) -> bool:
+        self.users[descriptor.digest].append(user)
+        size = self.sound.get(descriptor.digest)
+        if size is not None and size != descriptor.size:
+            self._add(user, f"says that {descriptor.digest} has {descriptor.size} bytes, but it has {size}")
+        return size == descriptor.size
+
+    def _examine(self, label: str, entry: Descriptor) -> None:
+        if self.sound.get(entry.digest) != entry.size:
+            return
+        try:
+            image = read_image(self.blobs, entry)
+        except ReftError as error:
+            return self._add(label, error)
+        config_is_sound = self._use(image.config, label)
+        tensors_are_sound = self._use(image.layers[0], label)
+        if tensors_are_sound:
+            try:
+                check_header(self.blobs.path(image.layers[0].digest), "its tensors")
+            except ReftError as error:
+                self._add(label, error)
+        if config_is_sound:
+            try:
+                manifest = read_adapter_manifest(self.blobs, image)
+            except ReftError as error:
+                return self._add(label, error)
+            for disagreement in disagreements(image, manifest):
+                self._add(label, disagreement)
+            self._check_facts(label, entry, Contents(image, manifest))
+            self._check_checkout(entry.digest, Contents(image, manifest))
+
+    def _check_facts(self, label: str, entry: Descriptor, contents: Contents) -> None:
+        for key, wanted in {**contents.image.annotations, SIZE: str(contents.size)}.items():
+            found = entry.annotations.get(key, wanted)
+            if found != wanted:
+                self._add(label, f"{INDEX_FILE} says {key} is {found!r}, but it is {wanted!r}")
+
+    def _check_checkout(self, digest: str, contents: Contents) -> None:
+        folder = checkouts.directory_of(self.root, digest)
+        if not os.path.lexists(folder):
+            return
+        where = f"{checkouts.CHECKOUTS}/{folder.name}"
+        try:
+            check_directory(folder)
+            foreign = checkouts.foreign_files(folder, contents.files)
+        except StoreError as error:
+            return self._add(where, error)
+        for name in foreign:
+            self._add(f"{where}/{name}", "does not belong there; moved aside when the version is next used")
+        for name, descriptor in contents.files.items():
+            if not checkouts.is_intact(folder / name, descriptor):
+                self._add(f"{where}/{name}", "missing or damaged; made again when the version is next used")
+
+    def _check_tags(self, index: Index) -> None:
+        for name, tags in index.tags.items():
+            for tag, digest in tags.items():
+                if index.version_of(name, digest) is None:
+                    self._add(f"{name}:{tag}", f"points to {digest}, which is no version of {name!r}")
