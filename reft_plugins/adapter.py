@@ -63,7 +63,7 @@ class Adapter:
             AdapterError: when the parameters do not make a valid program for `base`.
         """
         method_ = plugins.methods.get(method)
-        checked = _parse_config(method_, config)
+        checked = parse_config(method_, config)
         stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         blob = safetensors.torch.save(stored)
         program = method_.lower(checked, stored)
@@ -126,7 +126,7 @@ class Adapter:
             AdapterError: when layers, ranks or shapes do not fit the base model the manifest names.
         """
         method = plugins.methods.get(self.manifest.method)
-        config = _parse_config(method, self.manifest.config)
+        config = parse_config(method, self.manifest.config)
         try:
             program = method.lower(config, self.tensors)
         except KeyError as error:
@@ -167,7 +167,12 @@ def summarise(program: Program) -> ProgramFacts:
     )
 
 
-def _parse_config(method: Any, config: Mapping[str, Any]) -> Any:
+def parse_config(method: Any, config: Mapping[str, Any]) -> Any:
+    """Check settings against a method's own.
+
+    Raises:
+        AdapterError: naming the method and the setting.
+    """
     from pydantic import ValidationError
 
     try:

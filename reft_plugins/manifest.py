@@ -17,7 +17,7 @@ from reft_plugins.positions import Positions
 
 MANIFEST_FILE = "adapter.json"
 TENSORS_FILE = "adapter.safetensors"
-SCHEMA = "reft-adapter/1"
+SCHEMA: Literal["reft-adapter/1"] = "reft-adapter/1"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 """A larger manifest is refused unread."""
 

@@ -91,7 +91,7 @@ exporters: Registry[Callable[..., Any]] = Registry("exporter", "reft_register_ex
 def rewrite(adapter: Adapter, program: Program) -> Program:
     """Pass a lowered program through every `reft_lower` hook, each seeing the result of the one before."""
     for implementation in manager().hook.reft_lower.get_hookimpls():
-        arguments = {"adapter": adapter, "program": program}
-        result = implementation.function(*(arguments[name] for name in implementation.argnames))
+        arguments: dict[str, Any] = {"adapter": adapter, "program": program}
+        result: Any = implementation.function(*(arguments[name] for name in implementation.argnames))
         program = program if result is None else result
     return program

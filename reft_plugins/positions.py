@@ -2,7 +2,7 @@
 
 Grammar: `all` | `prompt` | `generated` | `f7` | `l7` | `f7+l7` | `[0,5,-1]`, then options after `;`:
 
-- `cap=half`  prefix and suffix are each clipped to half the prompt, rounded down (pyreft's `get_intervention_locations`);
+- `cap=half`  prefix and suffix are each clipped to half the prompt, rounded down (pyreft);
 - `trim=N`    the last N prompt tokens are outside (pyreft's supervised data sets use `trim=1`).
 
 Indices count prompt tokens only, from the first real one: never padding, never generated tokens. Where parts of one
@@ -125,9 +125,8 @@ class Positions:
         """
         position = np.asarray(token_positions, dtype=np.int64)[..., None]
         intervals = self.resolve(prompt_len)
-        return np.any((position >= intervals[..., 0]) & (position < intervals[..., 1]), axis=-1) & (
-            position[..., 0] >= 0
-        )
+        inside: BoolArray = np.any((position >= intervals[..., 0]) & (position < intervals[..., 1]), axis=-1)
+        return np.asarray(inside & (position[..., 0] >= 0))
 
     def within(self, prompt_len: int, start: int, stop: int) -> tuple[tuple[int, int], ...]:
         """The edited intervals inside tokens `[start, stop)`, relative to `start`; empty when none is edited there."""

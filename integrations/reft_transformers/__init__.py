@@ -1,1 +1,1 @@
-
+"""The reference runtime: what a program means, in transformers."""

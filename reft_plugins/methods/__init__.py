@@ -34,11 +34,16 @@ class Parameters(Protocol):
 class Trainable(Protocol):
     """A base model with a method attached.
 
-    `model` is what the training loop runs (`model(**batch).loss`); `parameters` holds what is learned and checkpointed.
+    It offers the module that the training loop runs, and the parameters that are learned.
     """
 
-    model: nn.Module
-    parameters: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """What the training loop runs: `model(**batch).logits`."""
+
+    @property
+    def parameters(self) -> nn.Module:
+        """Holds exactly what is learned; its `state_dict` is what a checkpoint keeps."""
 
     def begin_batch(self, prompt_lengths: Tensor) -> None:
         """Called before every forward pass with int64 `[batch]`: how many tokens of each row are its prompt."""
@@ -56,6 +61,8 @@ class Method(ABC, Generic[ConfigT]):
 
     name: ClassVar[str]
     config: ClassVar[type[Any]]
+    learning_rate: ClassVar[float] = 1e-3
+    """What `reft train` uses unless told otherwise."""
 
     @abstractmethod
     def lower(self, config: ConfigT, tensors: Mapping[str, Tensor]) -> Program:
@@ -69,4 +76,5 @@ class Method(ABC, Generic[ConfigT]):
         """Put the method onto a loaded base model for training; by default by executing its program."""
         from reft_plugins.training.attach import ProgramTrainable
 
-        return ProgramTrainable(self, model, config, base)
+        trainable: Trainable = ProgramTrainable(self, model, config, base)
+        return trainable

@@ -26,6 +26,8 @@ class LoRA(Method[LoRAConfig]):
 
     name = "lora"
     config = LoRAConfig
+    learning_rate = 3e-4
+    """Usual for billions of parameters; models of a few million want about 3e-3."""
 
     def attach(self, model: nn.Module, config: LoRAConfig, base: BaseModelIdentity) -> Trainable:
         """Wrap the base model by PEFT."""

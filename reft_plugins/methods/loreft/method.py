@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -24,6 +25,8 @@ class LoReFT(Method[LoReFTConfig]):
 
     name = "loreft"
     config = LoReFTConfig
+    learning_rate = 9e-4
+    """What pyreft's scripts use for LLaMA-7B; models of a few million parameters want about 4e-3."""
 
     def parameters(self, config: LoReFTConfig, base: BaseModelIdentity) -> nn.Module:
         """Fresh parameters for the layers of `config`.
@@ -49,12 +52,12 @@ class LoReFT(Method[LoReFTConfig]):
             if group >= len(groups):
                 raise AdapterError(f"{unit}: positions {config.positions!r} have only {len(groups)} group(s)")
             rotate, weight, bias = tensors[f"{unit}.rotate"], tensors[f"{unit}.weight"], tensors.get(f"{unit}.bias")
-            place = {"site": site, "positions": groups[group]}
+            edit = partial(Edit, site, groups[group], up=rotate)
             if config.activation == "identity":
-                nodes.append(Edit(**place, down=weight - rotate, up=rotate, bias=bias, dropout=config.dropout))
+                nodes.append(edit(down=weight - rotate, bias=bias, dropout=config.dropout))
             else:
-                nodes.append(Edit(**place, down=weight, up=rotate, bias=bias, activation=config.activation))
-                nodes.append(Edit(**place, down=-rotate, up=rotate, simultaneous=True, dropout=config.dropout))
+                nodes.append(edit(down=weight, bias=bias, activation=config.activation))
+                nodes.append(edit(down=-rotate, simultaneous=True, dropout=config.dropout))
         return Program(tuple(nodes))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
 
@@ -31,9 +32,11 @@ class LoReFTParameters(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """`<unit>.rotate`, `<unit>.weight` `[rank, hidden]` and `<unit>.bias` `[rank]`."""
-        found: dict[str, torch.Tensor] = {}
+        found: dict[str, Tensor] = {}
         for unit, subspace in zip(self.units, self.subspaces, strict=True):
-            found[f"{unit}.rotate"] = subspace.rotation.weight
+            assert isinstance(subspace, LowRankSubspace)
+            rotate: Any = subspace.rotation.weight
+            found[f"{unit}.rotate"] = rotate
             found[f"{unit}.weight"] = subspace.source.weight
             found[f"{unit}.bias"] = subspace.source.bias
         return found

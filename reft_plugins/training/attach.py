@@ -1,0 +1,51 @@
+"""Training a method by running its own program with gradients: what `Method.attach` does unless overridden."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from reft_plugins import plugins
+
+if TYPE_CHECKING:
+    from reft_plugins.manifest import BaseModelIdentity
+    from reft_plugins.methods import Method
+
+
+class ProgramTrainable:
+    """A base model that executes a method's program, lowered once per forward pass; see `methods.Trainable`.
+
+    Args:
+        method: offers `parameters` and `lower`.
+        model: loaded base model of transformers, frozen by the caller.
+        config: settings of the method; base: identity of `model`.
+    """
+
+    def __init__(self, method: Method[Any], model: nn.Module, config: Any, base: BaseModelIdentity) -> None:
+        self.parameters: Any = method.parameters(config, base)
+        self.model = _ProgramModel(method, model, config, self.parameters)
+
+    def begin_batch(self, prompt_lengths: Tensor) -> None:
+        """Set the prompt lengths, int64 `[batch]`, of the next forward pass."""
+        self.model.prompt_lengths = prompt_lengths
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors to store."""
+        tensors: dict[str, Tensor] = self.parameters.tensors()
+        return tensors
+
+
+class _ProgramModel(nn.Module):
+    def __init__(self, method: Method[Any], base: nn.Module, config: Any, learned: nn.Module) -> None:
+        super().__init__()
+        self.base, self.learned = base, learned
+        self.prompt_lengths: Tensor | None = None
+        self._method, self._config = method, config
+        self._executor = plugins.runtimes.get("transformers").executor(base)  # type: ignore[attr-defined]
+
+    def forward(self, **batch: Any) -> Any:
+        assert self.prompt_lengths is not None, "begin_batch() comes before every forward pass"
+        program = self._method.lower(self._config, self.learned.tensors())  # type: ignore[operator]
+        with self._executor.run([program] * len(self.prompt_lengths), self.prompt_lengths):
+            return self.base(**batch)

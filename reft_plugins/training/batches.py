@@ -1,0 +1,81 @@
+"""Padding examples into batches, and the loss on their completions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from reft_plugins.training.data import Example
+
+IGNORED = -100
+"""Label of tokens that carry no loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Collator:
+    """Pads examples to the longest of the batch.
+
+    Attributes:
+        fill: token id for padding; it is masked, so any id serves.
+        left: pad in front instead of behind; neither changes positions nor loss.
+    """
+
+    fill: int
+    left: bool
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """Make a batch.
+
+        Returns:
+            int64 `input_ids`, `attention_mask`, `position_ids` (index in the row without its padding) and `labels`
+            (`IGNORED` on the prompt), each `[batch, tokens]`, and `prompt_lengths` `[batch]`.
+        """
+        width = max(map(len, examples))
+        tokens = self._pad([(*row.prompt, *row.completion) for row in examples], width, self.fill)
+        labels = self._pad([(IGNORED,) * len(row.prompt) + row.completion for row in examples], width, IGNORED)
+        mask = self._pad([(1,) * len(row) for row in examples], width, 0)
+        return {
+            "input_ids": tokens,
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
+            "labels": labels,
+            "prompt_lengths": torch.tensor([len(row.prompt) for row in examples]),
+        }
+
+    def _pad(self, rows: Sequence[Sequence[int]], width: int, fill: int) -> Tensor:
+        pads = [[fill] * (width - len(row)) for row in rows]
+        return torch.tensor([[*pad, *row] if self.left else [*row, *pad] for pad, row in zip(pads, rows, strict=True)])
+
+
+def completion_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Cross-entropy of the completions in nats: summed, divided by the completion tokens of the whole step.
+
+    Args:
+        outputs: of the base model, `logits` `[batch, tokens, vocabulary]`; labels: int64 `[batch, tokens]`.
+        num_items_in_batch: completion tokens over all batches accumulated into one step; by default of this batch.
+    """
+    targets = labels[:, 1:]
+    counted = targets != IGNORED
+    predicted = outputs.logits[:, :-1][counted].float()
+    total = F.cross_entropy(predicted, targets[counted], reduction="sum")
+    loss: Tensor = total / (counted.sum() if num_items_in_batch is None else num_items_in_batch)
+    return loss
+
+
+def completion_statistics(logits: Tensor, labels: Tensor) -> Tensor:
+    """How well each row's completion is predicted, token by token.
+
+    Returns:
+        float32 `[batch, 3]`: summed cross-entropy, completion tokens, and how many of them had the highest logit.
+    """
+    targets = labels[:, 1:]
+    counted = targets != IGNORED
+    predicted = logits[:, :-1].float()
+    losses = F.cross_entropy(predicted.transpose(1, 2), targets, reduction="none", ignore_index=IGNORED)
+    correct = (predicted.argmax(-1) == targets) & counted
+    return torch.stack([losses.sum(-1), counted.sum(-1).float(), correct.sum(-1).float()], dim=-1)

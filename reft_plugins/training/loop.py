@@ -1,0 +1,264 @@
+"""`train`: from a base model and a file of examples to an adapter."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reft_plugins import plugins
+from reft_plugins.adapter import Adapter, parse_config
+from reft_plugins.base_model import identify, locate, read_config
+from reft_plugins.errors import DataError, TrainingError
+from reft_plugins.manifest import TrainingRecord
+from reft_plugins.training import checkpoints
+from reft_plugins.training.data import Examples, read_examples
+from reft_plugins.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from reft_plugins.methods import Trainable
+
+
+def train(
+    base: str | Path,
+    method: str = "loreft",
+    data: str | Path = "train.jsonl",
+    *,
+    out: str | Path | None = None,
+    evaluation: str | Path | None = None,
+    epochs: float = 3.0,
+    learning_rate: float | None = None,
+    batch_size: int = 8,
+    gradient_accumulation: int = 1,
+    warmup_ratio: float = 0.0,
+    warmup_steps: int = 0,
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
+    schedule: str = "linear",
+    seed: int = 0,
+    max_length: int | None = None,
+    padding_side: str = "right",
+    dtype: str = "float32",
+    device: str | None = None,
+    checkpoint_every: int | None = None,
+    resume: bool = False,
+    log_every: int = 10,
+    progress: bool = True,
+    **method_settings: Any,
+) -> Adapter:
+    """Train an adapter. The base model stays frozen; the loss is on completions only.
+
+    Args:
+        base: folder or hub id of the base model.
+        method: a registered method.
+        data: JSONL with `{"prompt": …, "completion": …}` per line. The prompt is tokenized as at inference, the
+            completion without special tokens, and the end token is appended.
+        out: folder to save the adapter to; checkpoints live in its `checkpoints/` until training is finished.
+        evaluation: JSONL of held-out examples, measured after every epoch.
+        epochs: passes over the data; learning_rate: peak of AdamW, by default the method's own.
+        batch_size: examples per forward pass; gradient_accumulation: forward passes per optimizer step.
+        warmup_ratio: share of the steps, or warmup_steps: number of them, with rising learning rate.
+        weight_decay: on the method's matrices; max_grad_norm: gradients are clipped to it, 0 for never.
+        schedule: `linear` or `cosine` to zero, `constant`, or `constant_with_warmup`.
+        seed: of initialisation, data order and dropout.
+        max_length: most tokens of one example, by default the base model's context.
+        padding_side: `left` or `right`; neither changes what is learned.
+        dtype: of the base model; learned parameters are float32.
+        device: `cpu` or `cuda`, by default a GPU if there is one.
+        checkpoint_every: steps between checkpoints; resume: go on from the newest one with the same result.
+        log_every: steps between two records of the loss; progress: show a bar on standard error.
+        **method_settings: settings of the method, for LoReFT `positions`, `layers`, `rank`, ….
+
+    Returns:
+        the adapter; its manifest records data digest, settings and metrics.
+
+    Raises:
+        DataError: the data cannot be used; names file and line.
+        TrainingError: wrong settings, a missing library, a loss that is not finite, or checkpoints that do not fit.
+        AdapterError: wrong settings of the method; UnknownPluginError: no such method.
+        BaseModelError: the base model cannot be read.
+    """
+    _require_libraries()
+    method_ = plugins.methods.get(method)
+    rate = method_.learning_rate if learning_rate is None else learning_rate
+    settings = TrainingSettings.parse(
+        {
+            "epochs": epochs,
+            "learning_rate": rate,
+            "batch_size": batch_size,
+            "gradient_accumulation": gradient_accumulation,
+            "warmup_ratio": warmup_ratio,
+            "warmup_steps": warmup_steps,
+            "weight_decay": weight_decay,
+            "max_grad_norm": max_grad_norm,
+            "schedule": schedule,
+            "seed": seed,
+            "max_length": max_length,
+            "padding_side": padding_side,
+            "dtype": dtype,
+            "device": device,
+            "checkpoint_every": checkpoint_every,
+            "log_every": log_every,
+        }
+    )
+    config = parse_config(method_, method_settings)
+    identity = identify(base)
+    directory = locate(base)
+    tokenizer = _load_tokenizer(directory)
+    limit = _length_limit(directory, settings.max_length)
+    examples = read_examples(data, tokenizer, limit)
+    held_out = None if evaluation is None else read_examples(evaluation, tokenizer, limit)
+    run = {
+        "base": identity.fingerprint,
+        "method": method,
+        "config": config.model_dump(mode="json"),
+        "data": examples.digest,
+        "settings": settings.model_dump(),
+    }
+    folder = None if out is None else Path(out)
+    checkpoint = checkpoints.prepare(folder, resume, run, settings.checkpoint_every is not None)
+
+    trainable = _attach(directory, method_, config, identity, settings)
+    draft = Adapter.create(method, config.model_dump(), trainable.tensors(), identity)
+    _check_positions(draft, examples, str(data))
+    started = time.monotonic()
+    metrics = _run(trainable, settings, folder, checkpoint, examples, held_out, tokenizer, progress)
+    metrics["seconds"] = time.monotonic() - started
+    adapter = Adapter.create(
+        method,
+        config.model_dump(),
+        _finite(trainable.tensors()),
+        identity,
+        training=TrainingRecord(
+            data_sha256=examples.digest,
+            examples=len(examples),
+            seed=settings.seed,
+            steps=int(metrics.pop("steps")),
+            epochs=metrics.pop("epochs"),
+            arguments=_arguments_of(settings, held_out),
+            metrics=metrics,
+        ),
+    )
+    if folder is not None:
+        adapter.save(folder)
+        checkpoints.remove(folder)
+    return adapter
+
+
+def _require_libraries() -> None:
+    for library in ("torch", "transformers", "accelerate"):
+        try:
+            import_module(library)
+        except ImportError as error:
+            raise TrainingError(
+                f"training needs {library}, which cannot be imported ({error}). pip install 'reft-plugins[train]'"
+            ) from None
+
+
+def _load_tokenizer(directory: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(directory)
+
+
+def _length_limit(directory: Path, asked: int | None) -> int:
+    config = read_config(directory)
+    context = config.get("max_position_embeddings") or config.get("n_positions") or asked or 2**31
+    if asked is not None and asked > context:
+        raise TrainingError(
+            f"training setting 'max_length': {asked} exceeds the base model's context of {context} tokens"
+        )
+    return int(asked or context)
+
+
+def _attach(directory: Path, method: Any, config: Any, identity: Any, settings: TrainingSettings) -> Trainable:
+    """The base model, frozen, with the method on it; both depend on the seed alone."""
+    import torch
+    from transformers import AutoModelForCausalLM, set_seed
+
+    set_seed(settings.seed)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, settings.dtype))
+    model.requires_grad_(False)
+    trainable: Trainable = method.attach(model, config, identity)
+    return trainable
+
+
+def _check_positions(draft: Adapter, examples: Examples, data: str) -> None:
+    """An edit that touches no token of any example would be trained without ever being used."""
+    import numpy as np
+
+    prompts = np.array([len(row.prompt) for row in examples.rows])
+    totals = np.array([len(row) for row in examples.rows])
+    for positions in draft.manifest.positions():
+        intervals = np.minimum(positions.resolve(prompts), totals[:, None, None])
+        if not (intervals[..., 0] < intervals[..., 1]).any():
+            raise DataError(
+                f"{data}: no token of any example is at positions {str(positions)!r}, so nothing would be learned"
+            )
+
+
+def _run(
+    trainable: Trainable,
+    settings: TrainingSettings,
+    out: Path | None,
+    checkpoint: Path | None,
+    examples: Examples,
+    held_out: Examples | None,
+    tokenizer: Any,
+    progress: bool,
+) -> dict[str, float]:
+    import tempfile
+
+    from transformers.trainer_callback import PrinterCallback
+
+    from reft_plugins.training.batches import Collator
+    from reft_plugins.training.progress import ProgressBar
+    from reft_plugins.training.trainer import AdapterTrainer
+
+    fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    collator = Collator(fill=fill, left=settings.padding_side == "left")
+    bar = ProgressBar() if progress else None
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) if out is None else out / checkpoints.FOLDER
+        trainer = AdapterTrainer(trainable, settings, folder, collator, examples, held_out)
+        trainer.remove_callback(PrinterCallback)
+        if bar is not None:
+            trainer.add_callback(bar)
+        try:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        finally:
+            if bar is not None:
+                bar.stop()
+    return _metrics(trainer.state, trainable, examples)
+
+
+def _metrics(state: Any, trainable: Trainable, examples: Examples) -> dict[str, float]:
+    """The last value of every measure in the Trainer's history, under the names the manifest keeps."""
+    latest: dict[str, float] = {}
+    for entry in state.log_history:
+        latest.update(entry)
+    names = {"loss": "train_loss"} | {
+        f"eval_{name}": f"eval_{name}" for name in ("loss", "token_accuracy", "exact_match")
+    }
+    epochs = float(state.epoch or 0.0)
+    return {
+        **{ours: float(latest[theirs]) for theirs, ours in names.items() if theirs in latest},
+        "steps": state.global_step,
+        "epochs": epochs,
+        "tokens": round(epochs * examples.tokens),
+        "trainable_parameters": sum(p.numel() for p in trainable.parameters.parameters() if p.requires_grad),
+    }
+
+
+def _finite(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise TrainingError(f"the last step made {name} not finite; lower the learning rate")
+    return tensors
+
+
+def _arguments_of(settings: TrainingSettings, held_out: Examples | None) -> dict[str, Any]:
+    arguments = settings.model_dump(exclude_none=True, exclude={"seed"})
+    return arguments if held_out is None else {**arguments, "evaluation_sha256": held_out.digest}

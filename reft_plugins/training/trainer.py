@@ -1,0 +1,147 @@
+"""The Trainer of transformers, taught to run a `Trainable` and to checkpoint only what is learned."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from transformers import EvalPrediction, Trainer, TrainingArguments
+
+from reft_plugins.errors import TrainingError
+from reft_plugins.methods import Trainable
+from reft_plugins.training.batches import Collator, completion_loss, completion_statistics
+from reft_plugins.training.checkpoints import PARAMETERS_FILE, mark_complete
+from reft_plugins.training.data import Examples
+from reft_plugins.training.settings import TrainingSettings
+
+
+class Step(nn.Module):
+    """One forward pass of a `Trainable`: tells it the prompt lengths, then runs it."""
+
+    accepts_loss_kwargs = False
+    """The loss is ours (`completion_loss`), so the Trainer must not hand the base model arguments for its own."""
+
+    def __init__(self, trainable: Trainable) -> None:
+        super().__init__()
+        self.model, self.learned = trainable.model, trainable.parameters
+        self._trainable = trainable
+
+    def forward(self, prompt_lengths: Tensor, **batch: Tensor) -> Any:
+        """Outputs of the base model under the method being trained, with `logits` `[batch, tokens, vocabulary]`."""
+        self._trainable.begin_batch(prompt_lengths)
+        return self.model(**batch, use_cache=False)
+
+
+class AdapterTrainer(Trainer):
+    """Trains `Step(trainable)`; checkpoints hold learned parameters in safetensors and the Trainer's own state."""
+
+    def __init__(
+        self,
+        trainable: Trainable,
+        settings: TrainingSettings,
+        folder: Path,
+        collator: Collator,
+        data: Examples,
+        evaluation: Examples | None,
+    ) -> None:
+        self._learned = trainable.parameters
+        super().__init__(
+            model=Step(trainable),
+            args=_arguments(settings, folder, len(data), evaluation is not None),
+            data_collator=collator,  # type: ignore[arg-type]
+            train_dataset=data,  # type: ignore[arg-type]
+            eval_dataset=evaluation,  # type: ignore[arg-type]
+            compute_loss_func=completion_loss,
+            compute_metrics=_summarise,
+        )
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One forward and backward pass.
+
+        Raises:
+            TrainingError: when the loss is not finite.
+        """
+        loss: Tensor = super().training_step(*args, **kwargs)
+        if not math.isfinite(value := loss.item()):
+            raise TrainingError(
+                f"the loss is {value} after {self.state.global_step} steps. Lower the learning rate "
+                f"(now {self.args.learning_rate:g}), or train in float32 if the base runs in float16"
+            )
+        return loss
+
+    def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> tuple[None, Tensor, Tensor]:
+        """Statistics of each row instead of its logits, which for a whole data set would not fit in memory."""
+        inputs = dict(self._prepare_inputs(inputs))
+        labels = inputs.pop("labels")
+        with torch.inference_mode():
+            statistics = completion_statistics(model(**inputs).logits, labels)
+        return None, statistics, statistics[:, 1]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: tensor.contiguous() for name, tensor in self._learned.state_dict().items()}
+        safetensors.torch.save_file(state, folder / PARAMETERS_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        state = safetensors.torch.load_file(Path(resume_from_checkpoint) / PARAMETERS_FILE)
+        self._learned.load_state_dict(state)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+        mark_complete(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+
+
+def _arguments(settings: TrainingSettings, folder: Path, examples: int, evaluate: bool) -> TrainingArguments:
+    cpu = settings.device == "cpu" or not torch.cuda.is_available()
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        warmup_steps=_warmup_steps(settings, examples),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        lr_scheduler_type=settings.schedule,
+        seed=settings.seed,
+        optim="adamw_torch",
+        use_cpu=cpu,
+        eval_strategy="epoch" if evaluate else "no",
+        save_strategy="steps" if settings.checkpoint_every else "no",
+        save_steps=settings.checkpoint_every or 500,
+        save_total_limit=2,
+        logging_steps=settings.log_every,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        dataloader_pin_memory=not cpu,
+        label_names=["labels"],
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # DataParallel would copy the model without its hooks
+    return arguments
+
+
+def _warmup_steps(settings: TrainingSettings, examples: int) -> int:
+    """The number asked for, or the share of all optimizer steps, rounded up."""
+    per_epoch = math.ceil(math.ceil(examples / settings.batch_size) / settings.gradient_accumulation)
+    return settings.warmup_steps or math.ceil(settings.warmup_ratio * math.ceil(settings.epochs * per_epoch))
+
+
+def _summarise(prediction: EvalPrediction) -> dict[str, float]:
+    """Mean loss per completion token, share of tokens and of whole completions that greedy decoding would get right."""
+    loss, tokens, correct = np.asarray(prediction.predictions, dtype=np.float64).sum(0)
+    whole = np.asarray(prediction.predictions)
+    return {
+        "loss": float(loss / tokens),
+        "token_accuracy": float(correct / tokens),
+        "exact_match": float((whole[:, 1] == whole[:, 2]).mean()),
+    }
