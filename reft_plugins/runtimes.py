@@ -37,6 +37,7 @@ class Runtime(Protocol):
         Raises:
             BaseMismatchError: the adapter belongs to another base model.
             UnsupportedProgramError: this runtime cannot execute a node of its program.
+            ValueError: the prompt has no tokens.
         """
 
     def generate(

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_models import make_tiny_llama
+
+torch.set_num_threads(1)  # on models this small threads only wait for each other, minutes of it on a busy machine
 
 
 @pytest.fixture(scope="session")

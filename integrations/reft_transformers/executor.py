@@ -36,6 +36,7 @@ class Executor:
         self.components = Components.find(model)
         self._token_positions: Tensor | None = None
         self._prompt_lengths: Tensor | None = None
+        self._masks: dict[tuple[Positions, int], Tensor] = {}
 
     @contextmanager
     def run(self, programs: Sequence[Program | None], prompt_lengths: Tensor) -> Iterator[None]:
@@ -58,6 +59,7 @@ class Executor:
             for handle in handles:
                 handle.remove()
             self._token_positions = self._prompt_lengths = None
+            self._masks.clear()
 
     def _observe(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Derive each token's index in its own sequence from the attention mask, which covers cached tokens too.
@@ -67,6 +69,7 @@ class Executor:
         tokens = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
         mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
         count = tokens.shape[1]
+        self._masks.clear()
         if mask is None:
             start = 0 if cache is None else int(cache.get_seq_length())
             self._token_positions = torch.arange(start, start + count, device=tokens.device).expand(tokens.shape)
@@ -109,7 +112,7 @@ class Executor:
     def _edit_hook(self, work: list[tuple[Group, list[Edit]]], is_input: bool) -> Callable[[nn.Module], Any]:
         def change(hidden: Tensor) -> Tensor:
             for group, edits in work:
-                masks = [self._mask(edit.positions, group.rows) for edit in edits]
+                masks = [self._mask(edit.positions, group) for edit in edits]
                 hidden = _replace_rows(
                     hidden, group.rows, lambda rows, e=edits, m=masks: apply_edits(rows, e, m, self.model.training)
                 )
@@ -133,7 +136,7 @@ class Executor:
         def after(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             for group, delta in deltas:
                 inputs = args[0] if group.rows.numel() == output.shape[0] else args[0][group.rows]
-                mask = None if delta.positions.everywhere else self._mask(delta.positions, group.rows)
+                mask = None if delta.positions.everywhere else self._mask(delta.positions, group)
                 output = _replace_rows(
                     output, group.rows, lambda y, d=delta, x=inputs, m=mask: apply_weight_delta(module, d, x, y, m)
                 )
@@ -141,11 +144,17 @@ class Executor:
 
         return lambda module: module.register_forward_hook(after)
 
-    def _mask(self, positions: Positions, rows: Tensor) -> Tensor:
-        """bool `[len(rows), tokens]`: the tokens of the current forward pass at `positions`."""
-        assert self._token_positions is not None and self._prompt_lengths is not None
-        mask = positions.mask(self._token_positions[rows].cpu(), self._prompt_lengths[rows].cpu()[:, None])
-        return torch.from_numpy(mask).to(self._token_positions.device)
+    def _mask(self, positions: Positions, group: Group) -> Tensor:
+        """bool `[rows of the group, tokens]`: the tokens of the current forward pass at `positions`."""
+        key = (positions, id(group))
+        if key not in self._masks:
+            assert self._token_positions is not None and self._prompt_lengths is not None
+            rows, device = group.rows, self._token_positions.device
+            token_positions = self._token_positions[rows.to(device)].cpu()
+            lengths = self._prompt_lengths[rows.to(self._prompt_lengths.device)].cpu()
+            mask = positions.mask(token_positions.numpy(), lengths[:, None].numpy())
+            self._masks[key] = torch.from_numpy(mask).to(device)
+        return self._masks[key]
 
 
 def _group(programs: Sequence[Program | None]) -> list[Group]:

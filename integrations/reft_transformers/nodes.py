@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reft_plugins.program import Edit, WeightDelta
+from reft_plugins.program import Edit, Node, Program, WeightDelta
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
@@ -21,6 +22,16 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "leaky_relu": F.leaky_relu,
     "elu": F.elu,
 }
+
+
+def on_device(program: Program, device: torch.device | str) -> Program:
+    """The same program with its tensors on a device, so that they are not copied there in every forward pass."""
+
+    def moved(node: Node) -> Node:
+        values = {field.name: getattr(node, field.name) for field in fields(node)}
+        return replace(node, **{name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)})
+
+    return Program(tuple(moved(node) for node in program))
 
 
 def apply_edits(hidden: Tensor, edits: Sequence[Edit], masks: Sequence[Tensor], training: bool) -> Tensor:

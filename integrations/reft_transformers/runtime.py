@@ -16,6 +16,7 @@ from reft_plugins.base_model import identify, locate
 from reft_plugins.program import Program
 from reft_plugins.runtimes import Generation, Prompt, admit, one_per_prompt
 from reft_transformers.executor import Executor
+from reft_transformers.nodes import on_device
 
 
 class TransformersRuntime:
@@ -54,13 +55,13 @@ class TransformersRuntime:
         """The base's own sampling defaults and stop tokens would otherwise be merged into every request."""
         self._allow_base_mismatch = allow_base_mismatch
         self._executor = Executor(self.model)
-        self._programs: dict[str, Program] = {}
 
     def logits(self, token_ids: list[int], adapter: Adapter | str | Path | None = None) -> npt.NDArray[np.float32]:
         """Next-token logits, float32 `[len(token_ids), vocabulary]`; the whole list is the prompt."""
+        _refuse_empty([token_ids])
         tokens = torch.tensor([list(token_ids)], device=self.device)
         lengths = torch.tensor([tokens.shape[1]])
-        with torch.inference_mode(), self._executor.run([self._program(adapter)], lengths):
+        with torch.inference_mode(), self._executor.run(self._programs([adapter]), lengths):
             logits: torch.Tensor = self.model(input_ids=tokens, use_cache=False).logits
         result: npt.NDArray[np.float32] = logits[0].float().cpu().numpy()
         return result
@@ -77,7 +78,8 @@ class TransformersRuntime:
         if not prompts:
             return []
         rows = [self.tokenizer(p).input_ids if isinstance(p, str) else list(p) for p in prompts]
-        programs = [self._program(adapter) for adapter in one_per_prompt(prompts, adapters)]
+        _refuse_empty(rows)
+        programs = self._programs(one_per_prompt(prompts, adapters))
         stops = self._stops
         fill = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else (stops[0] if stops else 0)
         width = max(map(len, rows))
@@ -99,13 +101,16 @@ class TransformersRuntime:
         """Drop the model."""
         self.model = None
 
-    def _program(self, adapter: Adapter | str | Path | None) -> Program | None:
-        admitted = admit(adapter, self.identity, self._allow_base_mismatch)
-        if admitted is None:
-            return None
-        if admitted.digest not in self._programs:
-            self._programs[admitted.digest] = admitted.lower()
-        return self._programs[admitted.digest]
+    def _programs(self, adapters: Sequence[Adapter | str | Path | None]) -> list[Program | None]:
+        """The program of each adapter; rows with the same adapter get the same object and run together."""
+        loaded: dict[object, Program] = {}
+        programs: list[Program | None] = []
+        for adapter in adapters:
+            key = adapter.digest if isinstance(adapter, Adapter) else adapter
+            if key not in loaded and (admitted := admit(adapter, self.identity, self._allow_base_mismatch)) is not None:
+                loaded[key] = on_device(admitted.lower(), self.device)
+            programs.append(loaded.get(key))
+        return programs
 
     def _stop_tokens(self) -> list[int]:
         configured = self.model.generation_config.eos_token_id
@@ -117,3 +122,9 @@ class TransformersRuntime:
         """Cut a row after its first stop token; what follows is padding."""
         end = next((index + 1 for index, token in enumerate(tokens) if token in stops), len(tokens))
         return Generation(tokens[:end], self.tokenizer.decode(tokens[:end], skip_special_tokens=True))
+
+
+def _refuse_empty(rows: Sequence[Sequence[int]]) -> None:
+    for index, row in enumerate(rows):
+        if not len(row):
+            raise ValueError(f"prompt {index} has no tokens")
