@@ -50,9 +50,6 @@ class TransformersRuntime:
         self._stops = self._stop_tokens()
         # Whatever a GenerationConfig leaves open, transformers fills in from the model's own: sampling, penalties, EOS.
         self.model.generation_config = GenerationConfig()
-        self._stops = self._stop_tokens()
-        self.model.generation_config = GenerationConfig()
-        """The base's own sampling defaults and stop tokens would otherwise be merged into every request."""
         self._allow_base_mismatch = allow_base_mismatch
         self._executor = Executor(self.model)
 
