@@ -69,12 +69,13 @@ class Blobs:
             yield StagedBlob(digest, size, path, file)
 
     def commit(self, staged: StagedBlob) -> None:
-        """Make staged content part of the store; durable after `sync`. Replacing equal content repairs damage to it."""
+        """Make staged content part of the store; durable after `sync`. Damaged content of that digest is replaced."""
         target = self.path(staged.digest)
         ensure_directory(self.directory.parent)
         ensure_directory(self.directory)
         with explained("write", target):
-            settle(staged.path, staged.file, target)
+            if not _holds(target, staged):
+                settle(staged.path, staged.file, target)
 
     def put(self, data: bytes) -> str:
         """Store some bytes; returns their digest. Durable after `sync`."""
@@ -119,3 +120,14 @@ class Blobs:
         buffer = io.BytesIO()
         self.copy(descriptor, buffer)
         return buffer.getvalue()
+
+
+def _holds(path: Path, staged: StagedBlob) -> bool:
+    """Whether a file has the staged content already, on disk and not only in memory."""
+    if not path.is_file() or path.is_symlink():
+        return False
+    with open_regular(path) as file:
+        sound = copy_hashed(file, None, staged.size) == (staged.digest, staged.size)
+        if sound:
+            os.fsync(file.fileno())
+    return sound

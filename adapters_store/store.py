@@ -33,6 +33,7 @@ from reft_plugins.errors import StoreError
 
 LOCK_FILE = ".lock"
 LOCK_TIMEOUT_SECONDS = 60.0
+_LOCK_POLL_SECONDS = 0.005
 
 
 class Store:
@@ -239,7 +240,7 @@ class Store:
         lock = FileLock(path, timeout=LOCK_TIMEOUT_SECONDS)
         try:
             with explained("lock the store", path):
-                lock.acquire()
+                lock.acquire(poll_interval=_LOCK_POLL_SECONDS)
         except Timeout:
             raise StoreError(
                 f"{self.root}: other processes kept it locked for {LOCK_TIMEOUT_SECONDS:.0f} s. Try again"

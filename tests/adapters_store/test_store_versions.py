@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,17 @@ def test_identical_content_is_one_version(store: Store, adapters: list[Path], pu
     assert [record.reference for record in published] == ["sentiment@v1", "sentiment@v2"]
     elsewhere = store.add(adapters[0], "other")
     assert (elsewhere.version, elsewhere.digest) == (1, first.digest)
+
+
+def test_threads_share_a_store(store: Store, adapters: list[Path], tmp_path: Path) -> None:
+    sources = [vary(adapters[0], tmp_path / str(number), str(number)) for number in range(12)]
+    with ThreadPoolExecutor(6) as pool:
+        records = list(pool.map(lambda source: Store.open(store.root).add(source, "sentiment:latest"), sources))
+    assert sorted(record.version for record in records) == list(range(1, 13))
+    assert [record.digest for record in store.list()] == [
+        record.digest for record in sorted(records, key=lambda record: record.version)
+    ]
+    assert store.verify().ok
 
 
 def test_blobs_are_shared(store: Store, adapters: list[Path], tmp_path: Path) -> None:
