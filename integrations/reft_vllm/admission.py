@@ -15,7 +15,7 @@ from reft_plugins.positions import Positions
 from reft_plugins.program import Program
 from reft_plugins.runtimes import mismatch_allowed
 
-KEPT_BYTES = int(os.environ.get("REFT_ADAPTER_CACHE_BYTES", 2 << 30))
+KEPT_BYTES = int(os.environ.get("REFT_ADAPTER_CACHE_BYTES", "2147483648"))
 """How many bytes of adapter tensors a process keeps; beyond it the least recently used are read again from disk."""
 
 

@@ -49,7 +49,7 @@ def edit(hidden: Tensor, residual: Tensor | None, site: str) -> None:
     for start in range(0, len(flat), step):
         part = slice(start, start + step)
         state_part = flat[part] if rest is None else flat[part] + rest[part]
-        flat[part] += _change(state_part, place, state.token_rows[part].long()).to(flat.dtype)
+        flat[part] += _change(state_part, place, state.token_rows[: len(flat)][part].long()).to(flat.dtype)
 
 
 def _edit_tokens(flat: Tensor, rest: Tensor | None, place: Site, tokens: Tensor, rows: Tensor) -> None:

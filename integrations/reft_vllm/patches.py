@@ -56,6 +56,8 @@ def _create_lora_modules(original: Original) -> Original:
             self.device,
         )
         install_sites(self.model, config.num_hidden_layers, self.reft)
+        for punica in self.punica_wrapper_mapping.values():
+            punica.weighted = self.reft.weighted
         logger.info("reft: %d edit sites for %d adapters at once", len(self.reft.sites), self.lora_slots)
 
     return create
@@ -74,10 +76,13 @@ def _create_dummy_lora(original: Original) -> Original:
 
 def _activate_adapter(original: Original) -> Original:
     def activate(self: Any, lora_id: int) -> bool:
+        from reft_vllm.loading import SENTINEL
+
         activated: bool = original(self, lora_id)
         if activated:
             slot = self.lora_index_to_id.index(lora_id)
-            self.reft.load(slot, getattr(self._registered_adapters[lora_id], "edits", ()))
+            model = self._registered_adapters[lora_id]
+            self.reft.load(slot, getattr(model, "edits", ()), weighted=set(model.loras) != {SENTINEL})
         return activated
 
     return activate

@@ -71,7 +71,7 @@ class VllmRuntime:
     def next_logprobs(
         self, prompts: Sequence[Prompt], adapters: Sequence[Adapter | str | Path | None] | None = None
     ) -> npt.NDArray[np.float32]:
-        """Log-probabilities `[prompts, vocabulary]` of the first new token, as one batch that may use cached prefixes."""
+        """Log-probabilities `[prompts, vocabulary]` of the first new token, as one batch; prefixes may be cached."""
         from vllm import SamplingParams
 
         params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=-1, ignore_eos=True)

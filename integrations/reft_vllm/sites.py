@@ -41,6 +41,7 @@ class EditState:
     Attributes:
         tokens: indices of the edited tokens of this step; rows: their rows (CPU tensors, replaced every step).
         token_rows: int32 `[max_tokens]`, row of every token, in a buffer that never moves (for captured graphs).
+        weighted: slots whose adapter has weight deltas.
         fed: whether the model runner calls `begin_step`.
         steps, edited_steps, edited_tokens, most_adapters: counters since the start.
     """
@@ -49,7 +50,7 @@ class EditState:
         self.slots, self.max_rank, self.device = slots, max_rank, torch.device(device)
         self.movable = self.device.type == "cpu"
         self.width = 2 * max_rank + 1
-        self.pool = Pool(hidden_size, int(os.environ.get("REFT_POOL_ROWS", INITIAL_ROWS)), device, self.movable)
+        self.pool = Pool(hidden_size, int(os.environ.get("REFT_POOL_ROWS", str(INITIAL_ROWS))), device, self.movable)
         self.sites: dict[int, Site] = {}
         self.folded = TokenRows(slots)
         self.tokens = torch.empty(0, dtype=torch.long)
@@ -57,11 +58,18 @@ class EditState:
         self.token_rows = torch.zeros(max_tokens, dtype=torch.int32, device=device)
         self._held: dict[int, list[int]] = {}
         self.fed = False
+        self.weighted: set[int] = set()
         self.steps = self.edited_steps = self.edited_tokens = self.most_adapters = 0
 
-    def load(self, slot: int, edits: Sequence[Edit]) -> None:
-        """Make `edits` the contents of a slot; those of layers on other pipeline ranks are left out."""
+    def load(self, slot: int, edits: Sequence[Edit], weighted: bool = False) -> None:
+        """Make `edits` the contents of a slot; those of layers on other pipeline ranks are left out.
+
+        Args:
+            weighted: the adapter also has weight deltas, which vLLM itself holds.
+        """
         self.clear(slot)
+        if weighted:
+            self.weighted.add(slot)
         groups = position_groups(edits)
         held: list[int] = []
         self._held[slot] = held
@@ -79,6 +87,7 @@ class EditState:
     def clear(self, slot: int) -> None:
         """Empty a slot."""
         self.folded.assign(slot, ())
+        self.weighted.discard(slot)
         self.pool.release(self._held.pop(slot, []))
         for site in self.sites.values():
             for table in site.stages:
