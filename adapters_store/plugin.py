@@ -10,6 +10,8 @@ from reft_plugins.hookspecs import hookimpl
 if TYPE_CHECKING:
     import click
 
+    from reft_plugins.diagnosis import Report
+
 
 @hookimpl
 def reft_resolve_adapter(reference: str) -> Path | None:
@@ -23,3 +25,17 @@ def reft_register_commands(cli: click.Group) -> None:
     from adapters_store.command import store
 
     cli.add_command(store)
+
+
+@hookimpl
+def reft_diagnose(report: Report) -> None:
+    from adapters_store.location import VARIABLE, default_path, is_store
+    from reft_plugins.diagnosis import Finding
+
+    path = default_path()
+    if is_store(path):
+        report(Finding("store", "ok", str(path)))
+    else:
+        report(
+            Finding("store", "missing", f"none at {path}", f"reft store init, or set {VARIABLE} to a store's folder")
+        )

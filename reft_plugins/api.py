@@ -8,27 +8,14 @@ from typing import TYPE_CHECKING, Any
 from reft_plugins import plugins
 from reft_plugins.adapter import Adapter
 from reft_plugins.base_model import check_base, identify
-from reft_plugins.errors import UnknownReferenceError
 from reft_plugins.formats import recognise
+from reft_plugins.references import resolve
 from reft_plugins.runtimes import mismatch_allowed
 
 if TYPE_CHECKING:
     from reft_plugins.runtimes import Runtime
 
-
-def resolve(reference: str | Path) -> Path:
-    """The local directory behind a reference: a path, `name:tag`, `name@vN` or `name@sha256:…` of a store.
-
-    Raises:
-        UnknownReferenceError: when no plugin knows it.
-    """
-    path = plugins.manager().hook.reft_resolve_adapter(reference=str(reference))
-    if path is None:
-        raise UnknownReferenceError(
-            f"no adapter under {str(reference)!r}: it is neither a directory nor a reference of the store. "
-            "`reft store ls` lists what the store has; REFT_STORE names its folder"
-        )
-    return Path(path)
+__all__ = ["load", "resolve", "runtime", "train"]
 
 
 def load(

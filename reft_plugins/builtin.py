@@ -11,6 +11,8 @@ from reft_plugins.hookspecs import hookimpl
 if TYPE_CHECKING:
     import click
 
+    from reft_plugins.diagnosis import Report
+
 
 @hookimpl
 def reft_register_methods(register: Callable[..., None]) -> None:
@@ -44,3 +46,10 @@ def reft_register_commands(cli: click.Group) -> None:
 
     for command in built_in_commands():
         cli.add_command(command)
+
+
+@hookimpl(tryfirst=True)
+def reft_diagnose(report: Report) -> None:
+    from reft_plugins.diagnosis import python_libraries
+
+    python_libraries(report)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import click
 
     from reft_plugins.adapter import Adapter
+    from reft_plugins.diagnosis import Report
     from reft_plugins.program import Program
 
 hookspec = pluggy.HookspecMarker("reft_plugins")
@@ -52,6 +53,11 @@ def reft_resolve_adapter(reference: str) -> Path | None:
 @hookspec
 def reft_lower(adapter: Adapter, program: Program) -> Program | None:
     """See or rewrite the program an adapter lowers to (composition, scaling, safety limits)."""
+
+
+@hookspec
+def reft_diagnose(report: Report) -> None:
+    """Tell `reft doctor` what was checked: `report(Finding(name, status, detail, todo))`, once per line."""
 
 
 @hookspec

@@ -52,8 +52,16 @@ class Registry(Generic[T]):
         self.kind, self._hook, self._name_of = kind, hook, name_of
 
     def all(self) -> dict[str, T]:
-        """Everything registered, by name; a name registered twice is an error that says so."""
+        """Everything registered, by name; a plugin that cannot be asked is left out.
+
+        Raises:
+            ReftError: two plugins register the same name.
+        """
+        return self._gather()[0]
+
+    def _gather(self) -> tuple[dict[str, T], list[str]]:
         found: dict[str, T] = {}
+        failures: list[str] = []
 
         def register(*arguments: Any) -> None:
             name, thing = self._name_of(*arguments)
@@ -61,8 +69,14 @@ class Registry(Generic[T]):
                 raise ReftError(f"two plugins register the {self.kind} {name!r}; uninstall one of them")
             found[name] = thing
 
-        getattr(manager().hook, self._hook)(register=register)
-        return found
+        for implementation in reversed(getattr(manager().hook, self._hook).get_hookimpls()):
+            try:
+                implementation.function(register)
+            except ReftError:
+                raise
+            except Exception as error:
+                failures.append(f"plugin {implementation.plugin_name!r} failed: {type(error).__name__}: {error}")
+        return found, failures
 
     def get(self, name: str) -> T:
         """The thing of this name.
@@ -70,11 +84,10 @@ class Registry(Generic[T]):
         Raises:
             UnknownPluginError: listing the names that exist.
         """
-        found = self.all()
+        found, failures = self._gather()
         if name not in found:
-            raise UnknownPluginError(
-                f"unknown {self.kind} {name!r}; installed plugins offer: {', '.join(sorted(found)) or 'none'}"
-            )
+            offered = f"installed plugins offer: {', '.join(sorted(found)) or 'none'}"
+            raise UnknownPluginError("; ".join((f"unknown {self.kind} {name!r}", offered, *failures)))
         return found[name]
 
 

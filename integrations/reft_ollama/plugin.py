@@ -10,6 +10,8 @@ from reft_plugins.hookspecs import hookimpl
 if TYPE_CHECKING:
     import click
 
+    from reft_plugins.diagnosis import Report
+
 
 @hookimpl
 def reft_register_exporters(register: Callable[..., None]) -> None:
@@ -24,3 +26,11 @@ def reft_register_commands(cli: click.Group) -> None:
 
     export = cli.commands["export"]
     export.add_command(ollama)  # type: ignore[attr-defined]
+
+
+@hookimpl
+def reft_diagnose(report: Report) -> None:
+    from reft_plugins.diagnosis import library
+
+    report(library(["gguf"], "to export to Ollama: pip install 'reft-plugins[ollama]'"))
+    report(library(["llama-cpp-python"], "to measure an export in llama.cpp itself: pip install llama-cpp-python"))

