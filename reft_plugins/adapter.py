@@ -12,7 +12,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from reft_plugins import plugins
-from reft_plugins.errors import AdapterError
+from reft_plugins.errors import AdapterError, ReftError
 from reft_plugins.manifest import (
     MANIFEST_FILE,
     TENSORS_FILE,
@@ -66,7 +66,7 @@ class Adapter:
         checked = parse_config(method_, config)
         stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         blob = safetensors.torch.save(stored)
-        program = method_.lower(checked, stored)
+        program = _lower(method_, checked, stored)
         program.validate(base)
         manifest = Manifest(
             method=method,
@@ -127,11 +127,10 @@ class Adapter:
         """
         method = plugins.methods.get(self.manifest.method)
         config = parse_config(method, self.manifest.config)
-        try:
-            program = method.lower(config, self.tensors)
-        except KeyError as error:
-            raise AdapterError(f"{TENSORS_FILE}: tensor {error} is missing for method {method.name!r}") from None
+        program = _lower(method, config, self.tensors)
         program.validate(self.manifest.base)
+        if summarise(program) != self.manifest.program:
+            raise AdapterError(f"{MANIFEST_FILE}: its program is not the one its tensors make; it was altered")
         program = plugins.rewrite(self, program)
         program.validate(self.manifest.base)
         return program
@@ -144,6 +143,21 @@ class Adapter:
     def with_base(self, base: BaseModelIdentity) -> Adapter:
         """The same parameters declared to belong to `base`; only for adapters whose files do not say."""
         return replace(self, manifest=self.manifest.model_copy(update={"base": base}))
+
+
+def _lower(method: Any, config: Any, tensors: Mapping[str, Tensor]) -> Program:
+    """`method.lower` on tensors that may be anything: whatever goes wrong is the adapter's fault and said so."""
+    try:
+        program: Program = method.lower(config, tensors)
+    except ReftError:
+        raise
+    except KeyError as error:
+        raise AdapterError(f"{TENSORS_FILE}: tensor {error} is missing for method {method.name!r}") from None
+    except Exception as error:
+        raise AdapterError(
+            f"{TENSORS_FILE}: the tensors are not what method {method.name!r} stores: {type(error).__name__}: {error}"
+        ) from error
+    return program
 
 
 def summarise(program: Program) -> ProgramFacts:

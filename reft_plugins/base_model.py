@@ -18,14 +18,12 @@ if TYPE_CHECKING:
 SAMPLED_TENSORS = 32
 """How many tensors contribute a row to the fingerprint, evenly spread over the sorted names."""
 
+# Head counts and inner sizes show in the shapes of tensors; newer transformers write them where older did not.
 _CONFIG_KEYS = (
     "model_type",
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "intermediate_size",
     "vocab_size",
     "hidden_act",
 )
@@ -66,10 +64,10 @@ def locate(base: str | Path) -> Path:
 def read_config(directory: Path) -> dict[str, Any]:
     """The decoder's part of `config.json`, with the usual names for sizes (GPT-2's `n_embd` becomes `hidden_size`)."""
     try:
-        config: dict[str, Any] = json.loads((directory / "config.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise BaseModelError(f"{directory / 'config.json'}: {error}") from None
-    config = {**config, **config.get("text_config", {})}
+        document = json.loads((directory / "config.json").read_text("utf-8"))
+        config: dict[str, Any] = {**document, **(document.get("text_config") or {})}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise BaseModelError(f"{directory / 'config.json'}: not a model's configuration: {error}") from None
     for name, aliases in _ALIASES.items():
         config.setdefault(name, next((config[alias] for alias in aliases if alias in config), None))
     return config
@@ -86,7 +84,8 @@ def identify(base: str | Path, name: str | None = None) -> BaseModelIdentity:
         BaseModelError: when files are missing or the weights are not in safetensors.
     """
     directory = locate(base)
-    stamp = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in _weight_files(directory))
+    files = [directory / "config.json", *_weight_files(directory)]
+    stamp = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     return _identify(directory.resolve(), stamp, name or _display_name(base, directory))
 
 
@@ -124,8 +123,13 @@ def _weight_files(directory: Path) -> list[Path]:
     files = sorted(directory.glob("*.safetensors"))
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        named = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        try:
+            named = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BaseModelError(f"{index}: not an index of weights: {error}") from None
         files = [file for file in files if file.name in named]
+    elif directory / "model.safetensors" in files:
+        files = [directory / "model.safetensors"]
     if not files:
         raise BaseModelError(
             f"{directory}: no safetensors weights. Convert the model with "
@@ -144,9 +148,9 @@ def _identify(directory: Path, stamp: tuple[object, ...], name: str) -> BaseMode
     for tensor, (_, info) in sorted(tensors.items()):
         digest.update(f"{tensor}:{info['shape']}\n".encode())
     names = sorted(tensors)
-    step = max(1, len(names) // SAMPLED_TENSORS)
-    for tensor in names[::step][:SAMPLED_TENSORS]:
-        digest.update(_first_row(*tensors[tensor]))
+    sampled = min(SAMPLED_TENSORS, len(names))
+    for number in range(sampled):
+        digest.update(_first_row(*tensors[names[number * len(names) // sampled]]))
     if not config.get("hidden_size") or not config.get("num_hidden_layers"):
         raise BaseModelError(f"{directory / 'config.json'}: names no hidden size or number of layers")
     return BaseModelIdentity(
@@ -167,10 +171,18 @@ def _tensor_index(directory: Path) -> dict[str, tuple[tuple[Path, int], dict[str
             size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
             if not 0 < size < 100_000_000:
                 raise BaseModelError(f"{file}: not a safetensors file")
-            header = json.loads(handle.read(size))
-        header.pop("__metadata__", None)
-        tensors.update({name: ((file, 8 + size), info) for name, info in header.items()})
+            try:
+                header = json.loads(handle.read(size))
+                header.pop("__metadata__", None)
+                tensors.update({name: ((file, 8 + size), _checked(info)) for name, info in header.items()})
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                raise BaseModelError(f"{file}: not a safetensors file, or a damaged one") from None
     return tensors
+
+
+def _checked(info: dict[str, Any]) -> dict[str, Any]:
+    """A header entry that has what the fingerprint reads."""
+    return {"dtype": str(info["dtype"]), "shape": [*map(int, info["shape"])], "start": int(info["data_offsets"][0])}
 
 
 def _first_row(place: tuple[Path, int], info: dict[str, Any]) -> bytes:
@@ -181,7 +193,7 @@ def _first_row(place: tuple[Path, int], info: dict[str, Any]) -> bytes:
     width = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}.get(info["dtype"])
     elements = min(info["shape"][-1] if info["shape"] else 1, 4096)
     with file.open("rb") as handle:
-        handle.seek(data + info["data_offsets"][0])
+        handle.seek(data + info["start"])
         raw = handle.read(elements * (width or 1))
     if info["dtype"] == "BF16" or width is None:
         return raw

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +38,7 @@ def reft_register_formats(register: Callable[..., None]) -> None:
 def reft_resolve_adapter(reference: str) -> Path | None:
     """An existing folder wins over a store's name, as with a model's path and its hub id."""
     path = Path(reference)
-    return path if path.is_dir() else None
+    return path if os.path.isdir(path) else None
 
 
 @hookimpl(tryfirst=True)

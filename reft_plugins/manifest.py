@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ _SHA256 = r"^sha256:[0-9a-f]{64}$"
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BaseModelIdentity(_Record):
@@ -105,7 +106,7 @@ class Manifest(_Record):
     parents: tuple[Parent, ...] = ()
     notes: dict[str, str] = {}
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
     def to_json(self) -> str:
         """Canonical text: sorted keys, so equal manifests have equal bytes and digests."""
@@ -128,7 +129,7 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
     if len(text) > MAX_MANIFEST_BYTES:
         raise AdapterError(f"{where}: a manifest of {len(text)} bytes exceeds the limit of {MAX_MANIFEST_BYTES}")
     try:
-        document = json.loads(text, object_pairs_hook=unique_keys)
+        document = json.loads(text, object_pairs_hook=unique_keys, parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise AdapterError(f"{where}: not a readable manifest: {error}") from None
     schema = document.get("schema") if isinstance(document, dict) else None
@@ -139,7 +140,10 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
         )
     try:
         manifest = Manifest.model_validate(document)
-        manifest.positions()
+        for spec in (
+            fact.positions for facts in (manifest.program.edits, manifest.program.weight_deltas) for fact in facts
+        ):
+            Positions.parse(spec)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
@@ -171,6 +175,14 @@ def read_bounded(path: Path) -> bytes:
 def sha256(data: bytes) -> str:
     """Digest of some bytes in the form used throughout: `sha256:` and 64 hexadecimal digits."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def _finite(text: str) -> float:
+    """Pydantic would store infinity and NaN as null, and the digest would change."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

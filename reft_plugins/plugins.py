@@ -86,8 +86,8 @@ class Registry(Generic[T]):
         """
         found, failures = self._gather()
         if name not in found:
-            offered = f"installed plugins offer: {', '.join(sorted(found)) or 'none'}"
-            raise UnknownPluginError("; ".join((f"unknown {self.kind} {name!r}", offered, *failures)))
+            offered = f"installed plugins offer {', '.join(sorted(found)) or 'none'}; install the one that brings it"
+            raise UnknownPluginError(". ".join((f"unknown {self.kind} {name!r}: {offered}", *failures)))
         return found[name]
 
 

@@ -58,7 +58,11 @@ class Positions:
         Raises:
             PositionsError: naming the part that does not parse.
         """
-        return spec if isinstance(spec, Positions) else _parse(spec)
+        if isinstance(spec, Positions):
+            return spec
+        if not isinstance(spec, str):
+            raise PositionsError(f"positions must be text such as 'f7+l7', not {type(spec).__name__}")
+        return _parse(spec)
 
     def __str__(self) -> str:
         groups = [f"{letter}{size}" for letter, size in (("f", self.first), ("l", self.last)) if size]
@@ -146,8 +150,6 @@ def _union(intervals: Int64Array) -> Int64Array:
 
 @lru_cache(maxsize=4096)
 def _parse(spec: str) -> Positions:
-    if not isinstance(spec, str):
-        raise PositionsError(f"positions must be text such as 'f7+l7', not {type(spec).__name__}")
     body, *options = (part.strip() for part in spec.split(";"))
     fields: dict[str, int | bool | str | tuple[int, ...]] = {}
     if body in _KEYWORDS:

@@ -5,6 +5,7 @@ Methods lower to these nodes (`Method.lower`); runtimes and exporters know nothi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -186,23 +187,25 @@ class Program:
 def _validate_edit(edit: Edit, base: BaseModelIdentity | None) -> None:
     for component in (edit.site.component, edit.reads or edit.site.component):
         if component not in COMPONENTS:
-            raise AdapterError(f"{edit}: unknown component {component!r}; known are {', '.join(COMPONENTS)}")
+            raise AdapterError(f"{edit.site}: unknown component {component!r}; known are {', '.join(COMPONENTS)}")
     if edit.activation not in ACTIVATIONS:
-        raise AdapterError(f"{edit}: unknown activation {edit.activation!r}; known are {', '.join(ACTIVATIONS)}")
+        raise AdapterError(f"{edit.site}: unknown activation {edit.activation!r}; known are {', '.join(ACTIVATIONS)}")
     if (edit.down is None) != (edit.up is None) or (edit.bias is not None and edit.down is None):
-        raise AdapterError(f"{edit}: down, up and bias belong together")
-    width = {int(t.shape[-1]) for t in (edit.down, edit.up, edit.scale, edit.shift) if t is not None}
-    if len(width) != 1:
-        raise AdapterError(f"{edit}: one hidden size is needed, its tensors have {sorted(width) or 'none'}")
+        raise AdapterError(f"{edit.site}: down, up and bias belong together")
+    widths = {t.shape[-1] if t.ndim else 0 for t in (edit.down, edit.up, edit.scale, edit.shift) if t is not None}
+    if len(widths) != 1 or 0 in widths:
+        raise AdapterError(f"{edit.site}: one hidden size is needed, its tensors have {sorted(widths) or 'none'}")
+    width, rank = int(widths.pop()), int(edit.down.shape[0]) if edit.down is not None else 0
+    if edit.down is not None and not rank:
+        raise AdapterError(f"{edit.site}: rank 0 edits nothing")
     for name, tensor, shape in (
-        ("up", edit.up, (edit.rank, *width)),
-        ("down", edit.down, (edit.rank, *width)),
-        ("bias", edit.bias, (edit.rank,)),
-        ("scale", edit.scale, tuple(width)),
-        ("shift", edit.shift, tuple(width)),
+        ("up", edit.up, [rank, width]),
+        ("down", edit.down, [rank, width]),
+        ("bias", edit.bias, [rank]),
+        ("scale", edit.scale, [width]),
+        ("shift", edit.shift, [width]),
     ):
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise AdapterError(f"{edit}: {name} has shape {list(tensor.shape)}, expected {list(shape)}")
+        _validate_tensor(str(edit.site), name, tensor, shape)
     if base is None:
         return
     if not 0 <= edit.site.layer < base.num_hidden_layers:
@@ -210,19 +213,45 @@ def _validate_edit(edit: Edit, base: BaseModelIdentity | None) -> None:
             f"{edit}: layer {edit.site.layer} is outside the base model {base.name}, "
             f"which has layers 0 to {base.num_hidden_layers - 1}"
         )
-    if edit.site.component != "mlp_activation" and width != {base.hidden_size}:
-        raise AdapterError(f"{edit}: made for hidden size {width.pop()}, the base model has {base.hidden_size}")
-    if edit.rank > base.hidden_size:
-        raise AdapterError(f"{edit}: rank {edit.rank} exceeds the base model's hidden size {base.hidden_size}")
+    if edit.site.component != "mlp_activation" and width != base.hidden_size:
+        raise AdapterError(f"{edit}: made for hidden size {width}, the base model has {base.hidden_size}")
+    if rank > base.hidden_size:
+        raise AdapterError(f"{edit}: rank {rank} exceeds the base model's hidden size {base.hidden_size}")
 
 
 def _validate_weight_delta(delta: WeightDelta) -> None:
+    where = f"module {delta.module}"
+    if not math.isfinite(delta.scaling):
+        raise AdapterError(f"{where}: scaling is {delta.scaling}")
+    outputs = inputs = None
     if (delta.a is None) != (delta.b is None):
-        raise AdapterError(f"{delta}: a and b belong together")
+        raise AdapterError(f"{where}: a and b belong together")
     if delta.a is not None and delta.b is not None:
         if delta.a.ndim != 2 or delta.b.ndim != 2 or delta.a.shape[0] != delta.b.shape[1]:
             raise AdapterError(
-                f"{delta}: a {list(delta.a.shape)} and b {list(delta.b.shape)} do not multiply to [out, in]"
+                f"{where}: a {list(delta.a.shape)} and b {list(delta.b.shape)} do not multiply to [out, in]"
             )
-        if delta.rank > min(delta.a.shape[1], delta.b.shape[0]):
-            raise AdapterError(f"{delta}: rank {delta.rank} exceeds its module {delta.b.shape[0]} x {delta.a.shape[1]}")
+        outputs, inputs = delta.b.shape[0], delta.a.shape[1]
+        if not 0 < delta.rank <= min(outputs, inputs):
+            raise AdapterError(
+                f"{where}: rank {delta.rank} is outside 1 to {min(outputs, inputs)} of its {outputs} x {inputs}"
+            )
+        _validate_tensor(where, "a", delta.a, [delta.rank, inputs])
+        _validate_tensor(where, "b", delta.b, [outputs, delta.rank])
+    for name, tensor, size in (
+        ("magnitude", delta.magnitude, outputs),
+        ("bias", delta.bias, outputs),
+        ("output_scale", delta.output_scale, outputs),
+        ("input_scale", delta.input_scale, inputs),
+    ):
+        if tensor is not None:
+            _validate_tensor(where, name, tensor, [tensor.numel() if size is None else size])
+
+
+def _validate_tensor(where: str, name: str, tensor: Tensor | None, shape: list[int]) -> None:
+    if tensor is None:
+        return
+    if list(tensor.shape) != shape:
+        raise AdapterError(f"{where}: {name} has shape {list(tensor.shape)}, expected {shape}")
+    if not tensor.is_floating_point():
+        raise AdapterError(f"{where}: {name} is {tensor.dtype}, expected floating point numbers")

@@ -85,7 +85,7 @@ class TransformersRuntime:
         settings = GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=temperature > 0,
-            eos_token_id=None if ignore_eos else stops,
+            eos_token_id=None if ignore_eos else stops or None,
             pad_token_id=fill,
             **({"temperature": temperature, "top_k": 0} if temperature > 0 else {}),
         )
@@ -96,7 +96,7 @@ class TransformersRuntime:
 
     def close(self) -> None:
         """Drop the model."""
-        self.model = None
+        self.model = self._executor = None  # type: ignore[assignment]
 
     def _programs(self, adapters: Sequence[Adapter | str | Path | None]) -> list[Program | None]:
         """The program of each adapter; rows with the same adapter get the same object and run together."""

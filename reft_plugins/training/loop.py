@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from importlib import import_module
@@ -244,7 +245,7 @@ def _metrics(state: Any, trainable: Trainable, examples: Examples) -> dict[str, 
     }
     epochs = float(state.epoch or 0.0)
     return {
-        **{ours: float(latest[theirs]) for theirs, ours in names.items() if theirs in latest},
+        **{ours: latest[theirs] for theirs, ours in names.items() if math.isfinite(latest.get(theirs, math.nan))},
         "steps": state.global_step,
         "epochs": epochs,
         "tokens": round(epochs * examples.tokens),

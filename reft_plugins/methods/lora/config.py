@@ -15,7 +15,7 @@ class LoRAConfig(MethodConfig):
     """
 
     rank: int = Field(default=8, ge=1)
-    alpha: float = 16.0
+    alpha: float = Field(default=16.0, allow_inf_nan=False)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     target_modules: str | tuple[str, ...] = "all-linear"
     use_rslora: bool = False

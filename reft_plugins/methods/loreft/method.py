@@ -52,6 +52,10 @@ class LoReFT(Method[LoReFTConfig]):
             if group >= len(groups):
                 raise AdapterError(f"{unit}: positions {config.positions!r} have only {len(groups)} group(s)")
             rotate, weight, bias = tensors[f"{unit}.rotate"], tensors[f"{unit}.weight"], tensors.get(f"{unit}.bias")
+            if rotate.shape != weight.shape:
+                raise AdapterError(
+                    f"{unit}: rotate {list(rotate.shape)} and weight {list(weight.shape)} differ in shape"
+                )
             edit = partial(Edit, site, groups[group], up=rotate)
             if config.activation == "identity":
                 nodes.append(edit(down=weight - rotate, bias=bias, dropout=config.dropout))
