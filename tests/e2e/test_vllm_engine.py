@@ -12,7 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reft_plugins as reft
+import torch
 import vllm_environment  # noqa: F401
+from reft_plugins.adapter import Adapter
+from reft_plugins.base_model import identify
 from reft_plugins.errors import AdapterError, BaseMismatchError, UnsupportedProgramError
 from scipy.special import log_softmax
 from strong_adapters import strong_lora, strong_loreft
@@ -37,7 +40,8 @@ def reference(tiny_llama):
 
 
 @pytest.fixture(scope="module")
-def adapters(tiny_llama):
+def adapters(tiny_llama, steering_plugin):
+    vector = torch.randn(128, generator=torch.Generator().manual_seed(8)) * 3
     return {
         "base": None,
         "prefix and suffix": strong_loreft(tiny_llama, "f2+l2", seed=1),
@@ -46,6 +50,9 @@ def adapters(tiny_llama):
         "own parameters": strong_loreft(tiny_llama, "f3+l3;cap=half", seed=4, shared=False),
         "last": strong_loreft(tiny_llama, "l1", seed=5, activation="relu"),
         "trimmed": strong_loreft(tiny_llama, "f1+l2;trim=1", seed=6),
+        "third party": Adapter.create(
+            "steering", {"layers": (1,), "positions": "prompt"}, {"1.vector": vector}, identify(tiny_llama)
+        ),
         "generated": strong_loreft(tiny_llama, "generated", seed=7),
     }
 
@@ -64,7 +71,7 @@ def cache_root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_llama, cache_root):
+def engine(tiny_llama, cache_root, steering_plugin):
     runtime = reft.runtime("vllm", tiny_llama, **ENGINE)
     yield runtime
     runtime.close()
