@@ -116,8 +116,30 @@ def test_known_values() -> None:
 
 @pytest.mark.parametrize(
     "spec",
-    "|f|f0|f-1|f1+f2|x3|f7 l7|7|[]|[a]|[1;2]|all;trim=1|generated;trim=1|prompt;cap=half|[0];cap=half|f7;cap=third|"
-    "f7;trim=-1|f7;|f7+l7+|f99999999999|ALL|f 7".split("|"),
+    [
+        "",
+        "f",
+        "f0",
+        "f-1",
+        "f1+f2",
+        "x3",
+        "f7 l7",
+        "7",
+        "[]",
+        "[a]",
+        "[1;2]",
+        "all;trim=1",
+        "generated;trim=1",
+        "prompt;cap=half",
+        "[0];cap=half",
+        "f7;cap=third",
+        "f7;trim=-1",
+        "f7;",
+        "f7+l7+",
+        "f99999999999",
+        "ALL",
+        "f 7",
+    ],
 )
 def test_what_does_not_parse_says_how_to_write_it(spec: str) -> None:
     with pytest.raises(PositionsError, match="f7") as caught:
