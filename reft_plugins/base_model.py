@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from functools import lru_cache
 from pathlib import Path
@@ -95,7 +96,7 @@ def check_base(manifest: Manifest, base: BaseModelIdentity, allow_mismatch: bool
     Raises:
         BaseMismatchError: unless `allow_mismatch`.
     """
-    if allow_mismatch:
+    if allow_mismatch or mismatch_allowed():
         return
     override = "To run it anyway, pass allow_base_mismatch=True (or set REFT_ALLOW_BASE_MISMATCH=1)"
     if manifest.base is None:
@@ -108,6 +109,11 @@ def check_base(manifest: Manifest, base: BaseModelIdentity, allow_mismatch: bool
             f"the adapter ({manifest.method}) was made for base model {_describe(manifest.base)}, "
             f"not for {_describe(base)}. {override}"
         )
+
+
+def mismatch_allowed() -> bool:
+    """Whether the environment overrides the check of the base model (`REFT_ALLOW_BASE_MISMATCH=1`)."""
+    return os.environ.get("REFT_ALLOW_BASE_MISMATCH", "") not in ("", "0")
 
 
 def _describe(base: BaseModelIdentity) -> str:

@@ -37,8 +37,7 @@ def reft_register_formats(register: Callable[..., None]) -> None:
 @hookimpl(tryfirst=True)
 def reft_resolve_adapter(reference: str) -> Path | None:
     """An existing folder wins over a store's name, as with a model's path and its hub id."""
-    path = Path(reference)
-    return path if os.path.isdir(path) else None
+    return Path(reference) if os.path.isdir(reference) else None
 
 
 @hookimpl(tryfirst=True)

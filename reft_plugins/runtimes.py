@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,16 +63,11 @@ def admit(
     """
     if adapter is None:
         return None
-    from reft_plugins.api import load
+    from reft_plugins.loading import load
 
     loaded = load(adapter)
-    check_base(loaded.manifest, base, allow_base_mismatch or mismatch_allowed())
+    check_base(loaded.manifest, base, allow_base_mismatch)
     return loaded
-
-
-def mismatch_allowed() -> bool:
-    """Whether the environment overrides the check of the base model (`REFT_ALLOW_BASE_MISMATCH=1`)."""
-    return os.environ.get("REFT_ALLOW_BASE_MISMATCH", "") not in ("", "0")
 
 
 def one_per_prompt(
