@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reft_plugins.activations import FUNCTIONS
 from reft_plugins.program import Edit, Node, Program, WeightDelta
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "identity": lambda x: x,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "silu": F.silu,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "leaky_relu": F.leaky_relu,
-    "elu": F.elu,
-}
 
 
 def on_device(program: Program, device: torch.device | str) -> Program:
@@ -64,7 +53,7 @@ def change_of(edit: Edit, state: Tensor) -> Tensor:
         change = change + source * (_like(edit.scale, source) - 1)
     if edit.down is not None and edit.up is not None:
         low = F.linear(source, _like(edit.down, source), None if edit.bias is None else _like(edit.bias, source))
-        change = change + ACTIVATIONS[edit.activation](low) @ _like(edit.up, source)
+        change = change + FUNCTIONS[edit.activation](low) @ _like(edit.up, source)
     if edit.shift is not None:
         change = change + _like(edit.shift, source)
     return change

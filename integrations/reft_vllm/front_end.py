@@ -7,8 +7,8 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-from reft_plugins.api import resolve
 from reft_plugins.errors import ReftError, UnknownReferenceError
+from reft_plugins.references import resolve
 from reft_vllm.admission import admit, is_adapter, serve_base
 
 

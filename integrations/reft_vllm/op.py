@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from vllm.utils.torch_utils import direct_register_custom_op
 
+from reft_plugins.activations import FUNCTIONS
 from reft_plugins.program import ACTIVATIONS
 from reft_vllm.pool import DIAGONAL, Pool
 from reft_vllm.sites import Site
@@ -17,17 +17,6 @@ SITES: dict[str, Site] = {}
 LIBRARY = torch.library.Library("reft", "FRAGMENT")
 GATHERED_ELEMENTS = 1 << 22
 """Upper bound of the gathered rows held at once, in elements."""
-
-_FUNCTIONS = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "silu": F.silu,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "leaky_relu": F.leaky_relu,
-    "elu": F.elu,
-}
 
 
 def edit(hidden: Tensor, residual: Tensor | None, site: str) -> None:
@@ -90,8 +79,8 @@ def low_rank_change(x: Tensor, pool: Pool, pointers: Tensor, every_activation: b
     for code in present:
         if code == DIAGONAL:
             value = torch.where(codes == code, torch.zeros_like(low), value)
-        elif ACTIVATIONS[code] in _FUNCTIONS:
-            value = torch.where(codes == code, _FUNCTIONS[ACTIVATIONS[code]](low), value)
+        elif ACTIVATIONS[code] != "identity":
+            value = torch.where(codes == code, FUNCTIONS[ACTIVATIONS[code]](low), value)
     up = pool.up[pointers]
     change = torch.einsum("nr,nrd->nd", value, up)
     if DIAGONAL in present:

@@ -64,16 +64,15 @@ def _split(adapter: str) -> tuple[str, str]:
 def _admit(base: str, references: dict[str, str]) -> tuple[list[str], list[int]]:
     """Check every adapter before the engine starts: `NAME=DIRECTORY` for vLLM, and the ranks in use."""
     from reft_plugins.adapter import Adapter
-    from reft_plugins.api import resolve
     from reft_plugins.base_model import check_base, identify
-    from reft_plugins.runtimes import mismatch_allowed
+    from reft_plugins.references import resolve
 
     identity = identify(base)
     modules, ranks = [], []
     for name, reference in references.items():
         path = resolve(reference)
         adapter = Adapter.load(path)
-        check_base(adapter.manifest, identity, mismatch_allowed())
+        check_base(adapter.manifest, identity)
         ranks += [node.rank for node in adapter.lower() if hasattr(node, "rank")]
         modules.append(f"{name}={path}")
     return modules, ranks
