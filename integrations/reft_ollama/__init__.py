@@ -1,1 +1,1 @@
-
+"""Export of adapters to Ollama: GGUF files and Modelfiles with measured fidelity."""

@@ -1,0 +1,193 @@
+"""The Ollama exporter: an adapter and its base model become a GGUF file and a Modelfile, with measured fidelity."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reft_plugins import plugins
+from reft_plugins.errors import ExportError
+
+if TYPE_CHECKING:
+    from reft_ollama.fidelity import Fidelity
+    from reft_ollama.job import Job
+    from reft_plugins.adapter import Adapter
+
+GGUF_FILE, MODELFILE, FIDELITY_FILE = "model.gguf", "Modelfile", "fidelity.json"
+
+STRATEGIES = ("auto", "low-rank", "neurons")
+"""How affine edits of the residual stream are written; see `export_ollama`."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is (0 if unknown)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """A finished export.
+
+    Attributes:
+        directory: holds `gguf`, `modelfile` and `fidelity.json`.
+        fidelity: the exported weights, as rounded in the file, against the adapter in transformers on held-out text.
+        kind: `exact` where weights can hold precisely what the adapter does, else `approximated`.
+        strategy: `merged`, `low-rank` or `neurons`.
+        sources: fidelity by source of the held-out text.
+        details: of the strategy: relative error per fitted layer, or how much the model grew.
+        warnings: what differs or could be better, in sentences.
+    """
+
+    directory: Path
+    gguf: Path
+    modelfile: Path
+    fidelity: Fidelity
+    kind: str
+    strategy: str = "merged"
+    sources: dict[str, Fidelity] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        return {
+            "directory": str(self.directory),
+            "gguf": str(self.gguf),
+            "modelfile": str(self.modelfile),
+            "kind": self.kind,
+            "strategy": self.strategy,
+            "fidelity": self.fidelity.to_json(),
+            "sources": {name: fidelity.to_json() for name, fidelity in self.sources.items()},
+            "details": self.details,
+            "warnings": list(self.warnings),
+        }
+
+
+def export_ollama(
+    adapter: Adapter | str | Path,
+    base: str | Path,
+    out: str | Path,
+    *,
+    approximate: bool = False,
+    strategy: str = "auto",
+    dtype: str = "f16",
+    calibration: str | Path | None = None,
+    held_out: str | Path | None = None,
+    create: str | None = None,
+    host: str | None = None,
+    min_top1: float = 0.9,
+    force: bool = False,
+    seed: int = 0,
+    progress: Progress = lambda step, done, total: None,
+) -> ExportResult:
+    """Export an adapter for Ollama.
+
+    Weight changes, constant edits and edits of a linear module's output are merged and exact. Affine edits of the
+    residual stream at all positions (LoReFT, DiReFT, …) are approximated: with `low-rank` as an update of `down_proj`
+    fitted on calibration text, which keeps the model's size; with `neurons` as extra MLP neurons, which is nearly exact
+    on any text but adds a few percent to it; with `auto` as the first of the two that reaches the targets of
+    `reft_ollama.fidelity` on every source of held-out text.
+
+    Args:
+        adapter: Adapter, directory or reference; base: folder or hub id; out: directory to write to.
+        approximate: widen nodes that work at some positions to all of them, and measure what that costs.
+        dtype: `f16`, `bf16` or `f32` for the matrices in the file.
+        calibration, held_out: JSONL with prompt and completion, or plain text; the former is also measured on (a tenth
+            of it, held out) if the latter is not given.
+        create: name under which to create the model in a running Ollama at `host` (default: `OLLAMA_HOST`).
+        min_top1: fail below this top-1 agreement, unless `force`.
+        seed: of sampled text; equal arguments give equal files.
+
+    Raises:
+        UnsupportedProgramError: naming a node weights cannot hold, and the way out.
+        ExportError: the export would not be faithful, or the base model cannot be written.
+        BaseMismatchError, AdapterError, UnknownReferenceError, DataError: see `reft_plugins.load`.
+    """
+    from reft_ollama.gguf_file import DTYPES
+    from reft_ollama.job import Job
+    from reft_plugins.api import load
+
+    if strategy not in STRATEGIES or dtype not in DTYPES:
+        raise ExportError(f"strategy is one of {', '.join(STRATEGIES)}, dtype one of {', '.join(DTYPES)}")
+    job = Job.prepare(load(adapter, base=base), base, approximate, progress)
+    runtime = plugins.runtimes.get("transformers")(base, dtype="float32")
+    try:
+        job.choose_weights(
+            runtime,
+            strategy=strategy,
+            dtype=dtype,
+            calibration=None if calibration is None else Path(calibration),
+            held_out=None if held_out is None else Path(held_out),
+            seed=seed,
+        )
+    finally:
+        runtime.close()
+    _check(job.fidelity, min_top1, force)
+    result = _write(job, Path(out), dtype)
+    if create is not None:
+        from reft_ollama.server import create_model
+
+        create_model(
+            create, result.gguf, job.modelfile(GGUF_FILE), host=host, progress=lambda text: progress(text, 0, 0)
+        )
+    return result
+
+
+def _check(fidelity: Fidelity, min_top1: float, force: bool) -> None:
+    if fidelity.top1_agreement < min_top1 and not force:
+        raise ExportError(
+            f"the exported model would choose another token than the adapter in "
+            f"{1 - fidelity.top1_agreement:.1%} of {fidelity.tokens} held-out predictions (top-1 agreement "
+            f"{fidelity.top1_agreement:.3f}, at least {min_top1} is asked for; mean KL {fidelity.mean_kl:.4f} nats). "
+            "Nothing was written. Serve the adapter with vLLM (reft serve), which runs it as it is; calibrate on text "
+            "of its task (--calibration); or write it nevertheless with --force"
+        )
+
+
+def _write(job: Job, out: Path, dtype: str) -> ExportResult:
+    from reft_ollama.gguf_file import write_gguf
+
+    result = ExportResult(
+        directory=out,
+        gguf=out / GGUF_FILE,
+        modelfile=out / MODELFILE,
+        fidelity=job.fidelity,
+        kind="exact" if job.plan.exact else "approximated",
+        strategy=job.strategy,
+        sources=job.sources,
+        details=job.details,
+        warnings=tuple(job.warnings),
+    )
+    text = job.modelfile(GGUF_FILE).text()
+    out.mkdir(parents=True, exist_ok=True)
+    result.modelfile.unlink(missing_ok=True)
+    write_gguf(
+        result.gguf,
+        job.weights,
+        job.tokenizer,
+        dtype=dtype,
+        name=job.name,
+        notes={"reft.adapter": job.adapter.digest, "reft.base": job.base_name, "reft.strategy": job.strategy},
+        progress=lambda done, total: job.progress("Writing the GGUF file", done, total),
+    )
+    document = {name: value for name, value in result.to_json().items() if name in _FIDELITY_KEYS}
+    for path, content in ((out / FIDELITY_FILE, json.dumps(document, indent=2) + "\n"), (result.modelfile, text)):
+        with _complete(path) as partial:
+            partial.write_text(content, "utf-8")
+    return result
+
+
+_FIDELITY_KEYS = ("kind", "strategy", "fidelity", "sources", "details", "warnings")
+
+
+@contextmanager
+def _complete(path: Path) -> Iterator[Path]:
+    """A temporary name that becomes `path` when the block succeeds."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

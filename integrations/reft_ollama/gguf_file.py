@@ -1,0 +1,112 @@
+"""Writing the exported model as one GGUF file, a tensor at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from reft_ollama.architectures import rope_factors
+from reft_ollama.tokenizer import GgufTokenizer
+from reft_ollama.weights import ExportedWeights
+from reft_plugins.errors import ExportError
+
+DTYPES: dict[str, tuple[torch.dtype, gguf.GGMLQuantizationType, gguf.LlamaFileType]] = {
+    "f32": (torch.float32, gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
+    "f16": (torch.float16, gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
+    "bf16": (torch.bfloat16, gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+}
+"""Number formats of the matrices by the names of `--dtype`; vectors are always float32, as llama.cpp wants them."""
+
+
+def write_gguf(
+    path: Path,
+    weights: ExportedWeights,
+    tokenizer: GgufTokenizer,
+    *,
+    dtype: str = "f16",
+    name: str = "model",
+    notes: Mapping[str, str] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Write a file that appears under `path` only when it is complete; equal input gives equal bytes.
+
+    Args:
+        name: `general.name`; notes: further text keys of the file.
+        progress: called with written and total bytes.
+
+    Raises:
+        ExportError: a tensor the architecture has no name for, or a value that does not fit `dtype`.
+    """
+    architecture, config = weights.architecture, weights.config
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    writer = gguf.GGUFWriter(partial, gguf.MODEL_ARCH_NAMES[architecture.target])
+    try:
+        writer.add_type(gguf.GGUFType.MODEL)
+        writer.add_name(name)
+        for key, text in (notes or {}).items():
+            writer.add_string(key, text)
+        writer.add_file_type(DTYPES[dtype][2])
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        architecture.write_hyper_parameters(writer, config)
+        tokenizer.write(writer)
+        _write_tensors(writer, weights, dtype, progress)
+        writer.close()
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        writer.close()
+        partial.unlink(missing_ok=True)
+
+
+def _write_tensors(
+    writer: gguf.GGUFWriter, weights: ExportedWeights, dtype: str, progress: Callable[[int, int], None]
+) -> None:
+    names = gguf.get_tensor_name_map(weights.architecture.target, weights.config.num_hidden_layers)
+    factors = rope_factors(weights.config)
+    total = 0
+    if factors is not None:
+        total += _declare(writer, "rope_freqs.weight", tuple(factors.shape), dtype)
+    for name, shape in weights.shapes.items():
+        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if target is None:
+            raise ExportError(f"base model: GGUF has no place for its tensor {name!r}")
+        total += _declare(writer, target, shape, dtype)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    done = 0
+    if factors is not None:
+        writer.write_tensor_data(factors.numpy())
+    for name, tensor in weights:
+        ordered = weights.architecture.to_gguf(name, tensor, weights.config)
+        array = _encode(name, ordered, dtype)
+        writer.write_tensor_data(array)
+        done += array.nbytes
+        progress(done, total)
+
+
+def _declare(writer: gguf.GGUFWriter, name: str, shape: tuple[int, ...], dtype: str) -> int:
+    kind = DTYPES[dtype if len(shape) > 1 else "f32"][1]
+    size = 4 if kind == gguf.GGMLQuantizationType.F32 else 2
+    elements = int(np.prod(shape))
+    writer.add_tensor_info(name, shape, np.dtype(np.float32), size * elements, raw_dtype=kind)
+    return size * elements
+
+
+def _encode(name: str, tensor: Tensor, dtype: str) -> npt.NDArray[np.generic]:
+    """The bytes of a tensor: float32, float16, or bfloat16 as 16-bit integers (NumPy has no bfloat16)."""
+    rounded = tensor.contiguous().to(DTYPES[dtype if tensor.ndim > 1 else "f32"][0])
+    if not bool(torch.isfinite(rounded).all()):
+        where = "has values that are not finite" if not torch.isfinite(tensor).all() else f"does not fit {dtype}"
+        raise ExportError(f"tensor {name!r} {where}. Use --dtype bf16 or f32 if the base model itself is sound")
+    if rounded.dtype == torch.bfloat16:
+        return rounded.view(torch.int16).numpy()
+    return rounded.numpy()

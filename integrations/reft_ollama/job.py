@@ -1,0 +1,229 @@
+"""One export: what is known before the model is loaded, and the choice of the weights to write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+from reft_ollama import chat_template
+from reft_ollama.architectures import Architecture, architecture_of
+from reft_ollama.fidelity import EXACT_DIFFERENCE, Fidelity
+from reft_ollama.gguf_file import DTYPES
+from reft_ollama.modelfile import Modelfile, find_license, make_parameters
+from reft_ollama.plan import Plan, make_plan
+from reft_ollama.reference import Measurement, Reference
+from reft_ollama.regression import fit_edits
+from reft_ollama.texts import Texts, gather
+from reft_ollama.tokenizer import GgufTokenizer, convert_tokenizer
+from reft_ollama.updates import AffineOutput, Update
+from reft_ollama.weights import Checkpoint, ExportedWeights, install
+from reft_ollama.widening import Widening
+from reft_plugins.base_model import locate
+from reft_plugins.program import Program
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from reft_plugins.adapter import Adapter
+
+CALIBRATION_TOKENS_PER_NEURON = 10
+MIN_CALIBRATION_TOKENS = 20_000
+
+
+@dataclass(slots=True)
+class Job:
+    """An export in progress; `weights`, `strategy`, `fidelity` and `sources` are known after `choose_weights`."""
+
+    adapter: Adapter
+    base_name: str
+    directory: Path
+    config: PretrainedConfig
+    architecture: Architecture
+    program: Program
+    plan: Plan
+    checkpoint: Checkpoint
+    tokenizer: GgufTokenizer
+    chat: chat_template.ChatTemplate
+    parameters: dict[str, Any]
+    progress: Callable[[str, int, int], None]
+    warnings: list[str] = field(default_factory=list)
+    strategy: str = "merged"
+    sources: dict[str, Fidelity] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    _weights: ExportedWeights | None = None
+    _fidelity: Fidelity | None = None
+
+    @classmethod
+    def prepare(
+        cls, adapter: Adapter, base: str | Path, approximate: bool, progress: Callable[[str, int, int], None]
+    ) -> Job:
+        """Check everything that can be refused without loading the model. Raises as `export_ollama`."""
+        directory = locate(base)
+        config = AutoConfig.from_pretrained(directory)
+        architecture = architecture_of(config)
+        program = adapter.lower()
+        plan = make_plan(program, architecture, config, approximate)
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        converted = convert_tokenizer(tokenizer, config.vocab_size)
+        chat = chat_template.derive(tokenizer, converted.add_bos)
+        has_own = (directory / "generation_config.json").is_file()
+        generation = GenerationConfig.from_pretrained(directory) if has_own else GenerationConfig.from_dict({})
+        widened = [f"{node}: widened to all positions" for node in plan.widened]
+        return cls(
+            adapter=adapter,
+            base_name=adapter.manifest.base.name if adapter.manifest.base else str(base),
+            directory=directory,
+            config=config,
+            architecture=architecture,
+            program=program,
+            plan=plan,
+            checkpoint=Checkpoint(directory),
+            tokenizer=converted,
+            chat=chat,
+            parameters=make_parameters(tokenizer, generation, chat),
+            progress=progress,
+            warnings=[*widened, *converted.warnings, *chat.warnings],
+        )
+
+    @property
+    def name(self) -> str:
+        """`general.name` of the file."""
+        return f"{self.base_name} with {self.adapter.manifest.method}"
+
+    @property
+    def weights(self) -> ExportedWeights:
+        """The parameters to write."""
+        assert self._weights is not None
+        return self._weights
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """Of these parameters, over all held-out text."""
+        assert self._fidelity is not None
+        return self._fidelity
+
+    def choose_weights(
+        self,
+        runtime: Any,
+        *,
+        strategy: str,
+        dtype: str,
+        calibration: Path | None,
+        held_out: Path | None,
+        seed: int,
+    ) -> None:
+        """Find the weights to write and measure them; changes the runtime's model, of which only one is in memory."""
+        texts = self._gather(runtime, calibration, held_out, seed)
+        reference = Reference(runtime, self.program)
+        self.progress("Running the adapter on held-out text", 0, 0)
+        measurement = Measurement(reference, texts.held_out)
+        try:
+            candidates = self._candidates(reference, texts, strategy)
+            for index, (name, make) in enumerate(candidates):
+                self.strategy, self._weights = name, make()
+                self.progress("Measuring the exported weights on held-out text", 0, 0)
+                install(self._weights, reference.model, DTYPES[dtype][0])
+                self.sources = measurement.compare()
+                self._fidelity = self.sources.pop("overall")
+                if index + 1 < len(candidates) and all(f.on_target for f in self._all_measured()):
+                    break
+        finally:
+            measurement.close()
+        self._judge(dtype)
+
+    def modelfile(self, source: str) -> Modelfile:
+        """The Modelfile beside a GGUF file called `source`, with the measured fidelity in its comments."""
+        fidelity = self.fidelity
+        removed = fidelity.kl_removed
+        kind = "exact" if self.plan.exact else "approximated"
+        return Modelfile(
+            source=source,
+            template=self.chat.text,
+            parameters=self.parameters,
+            license=find_license(self.directory),
+            comments=[
+                f"{self.name}, exported by reft-plugins ({kind}, {self.strategy})",
+                f"adapter {self.adapter.digest}",
+                f"fidelity on {fidelity.tokens} held-out predictions, against the adapter in transformers:",
+                f"  top-1 agreement {fidelity.top1_agreement:.4f}, mean KL {fidelity.mean_kl:.2e} nats, "
+                f"largest logit difference {fidelity.max_logit_difference:.2e}"
+                + ("" if removed is None else f", {removed:.2%} of the KL from the base removed"),
+                *self.warnings,
+            ],
+        )
+
+    def _all_measured(self) -> list[Fidelity]:
+        return [self.fidelity, *self.sources.values()]
+
+    def _gather(self, runtime: Any, calibration: Path | None, held_out: Path | None, seed: int) -> Texts:
+        self.progress("Sampling text", 0, 0)
+        wanted = max(CALIBRATION_TOKENS_PER_NEURON * self.config.intermediate_size, MIN_CALIBRATION_TOKENS)
+        texts = gather(
+            runtime,
+            self.adapter,
+            calibration_tokens=wanted if self.plan.residual else 0,
+            calibration=calibration,
+            held_out=held_out,
+            seed=seed,
+        )
+        self.warnings += texts.warnings
+        return texts
+
+    def _candidates(
+        self, reference: Reference, texts: Texts, strategy: str
+    ) -> Sequence[tuple[str, Callable[[], ExportedWeights]]]:
+        """Ways to write the program, the smaller model first."""
+        if not self.plan.residual:
+            return [("merged", lambda: self._export({}))]
+        found: list[tuple[str, Callable[[], ExportedWeights]]] = []
+        if strategy != "neurons":
+            found.append(("low-rank", lambda: self._low_rank(reference, texts)))
+        if strategy != "low-rank":
+            layers = {layer: self.architecture.module(layer, "mlp_norm") for layer in self.plan.residual}
+            self.progress("Measuring the residual stream", 0, 0)
+            norms = reference.norms(texts.calibration, layers)
+            found.append(("neurons", lambda: self._neurons(norms)))
+        return found
+
+    def _low_rank(self, reference: Reference, texts: Texts) -> ExportedWeights:
+        import torch
+
+        install(self._export({}), reference.model, torch.float32)
+        updates, self.details["layer_errors"] = fit_edits(
+            reference,
+            self.architecture,
+            self.plan.residual,
+            texts.calibration,
+            lambda done, total: self.progress("Fitting the edited layers", done, total),
+        )
+        return self._export({name: [update] for name, update in updates.items()})
+
+    def _neurons(self, norms: dict[int, tuple[float, float]]) -> ExportedWeights:
+        module = self.architecture.module
+        gains = {layer: self.checkpoint.load(f"{module(layer, 'mlp_norm')}.weight") for layer in norms}
+        widening = Widening(self.architecture, self.config, self.plan.residual, norms, gains)
+        updates: dict[str, list[Update]] = {
+            module(layer, "mlp_output"): [AffineOutput(edit)] for layer, edit in self.plan.residual.items()
+        }
+        return self._export(updates, widening)
+
+    def _export(self, more: dict[str, list[Update]], widening: Widening | None = None) -> ExportedWeights:
+        updates = {
+            name: [*self.plan.updates.get(name, []), *more.get(name, [])] for name in {*self.plan.updates, *more}
+        }
+        return ExportedWeights(self.checkpoint, self.architecture, self.config, updates, widening)
+
+    def _judge(self, dtype: str) -> None:
+        widening = self.weights.widening
+        if widening is not None:
+            channels, neurons = widening.added
+            self.details = {"added_channels": channels, "added_neurons": neurons, "norm_error": widening.error}
+            self.warnings.append(f"the model grew by {channels} residual channels and {neurons} neurons per layer")
+        if not self.plan.exact and not all(f.on_target for f in self._all_measured()):
+            self.warnings.append("the approximation misses its targets on some held-out text; see the table")
+        if self.plan.exact and dtype == "f32" and self.fidelity.max_logit_difference > EXACT_DIFFERENCE:
+            self.warnings.append(f"an exact export should differ by at most {EXACT_DIFFERENCE} in its logits")

@@ -1,0 +1,172 @@
+"""The adapter itself, run by the transformers runtime: what an export is held to."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from reft_ollama.fidelity import Accumulator, Fidelity
+from reft_ollama.texts import Text
+from reft_plugins.program import Program
+
+MAX_LOGITS = 32_000_000
+"""Logits computed in one forward pass; 128 MB in float32."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Right-padded token ids and mask, int64 `[rows, tokens]`, with the prompt length of each row."""
+
+    tokens: Tensor
+    mask: Tensor
+    prompt_lengths: Tensor
+
+
+class Reference:
+    """The base model with the adapter's program, loaded once.
+
+    Args:
+        runtime: the transformers runtime in float32.
+        program: what the adapter does, at the positions it was trained for.
+    """
+
+    def __init__(self, runtime: Any, program: Program) -> None:
+        self.model: Any = runtime.model
+        self.device = torch.device(runtime.device)
+        self.program = move(program, self.device)
+        self._make_executor: Callable[[nn.Module], Any] = runtime.executor
+        self._row_logits = int(self.model.config.vocab_size)
+
+    def batches(self, texts: Sequence[Text]) -> Iterator[tuple[list[Text], Batch]]:
+        """Texts of similar length together, at most `MAX_LOGITS` logits in one batch."""
+        rows: list[Text] = []
+        for text in sorted(texts, key=lambda text: len(text.tokens)):
+            if rows and (len(rows) + 1) * len(text.tokens) * self._row_logits > MAX_LOGITS:
+                yield rows, self._batch(rows)
+                rows = []
+            rows.append(text)
+        if rows:
+            yield rows, self._batch(rows)
+
+    @contextmanager
+    def running(self, batch: Batch, program: Program) -> Iterator[None]:
+        """Inside, the model executes `program` on every row of `batch`."""
+        executor = self._make_executor(self.model)
+        with torch.inference_mode(), executor.run([program] * len(batch.tokens), batch.prompt_lengths):
+            yield
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits float32 `[rows, tokens, vocabulary]`."""
+        logits: Tensor = self.model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False).logits
+        return logits.float()
+
+    def norms(self, texts: Sequence[Text], modules: Mapping[int, str]) -> dict[int, tuple[float, float]]:
+        """Smallest and largest root mean square of the input of RMSNorm modules while the adapter runs, by layer."""
+        found: dict[int, tuple[float, float]] = {}
+
+        def watch(layer: int, epsilon: float, batch: Batch) -> Callable[..., None]:
+            def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+                rms = (args[0].double().pow(2).mean(-1) + epsilon).sqrt()[batch.mask.bool()]
+                low, high = found.get(layer, (float("inf"), 0.0))
+                found[layer] = min(low, float(rms.min())), max(high, float(rms.max()))
+
+            return hook
+
+        for _, batch in self.batches(texts):
+            handles = [
+                module.register_forward_pre_hook(watch(layer, module.variance_epsilon, batch))
+                for layer, module in ((layer, self.model.get_submodule(name)) for layer, name in modules.items())
+            ]
+            try:
+                with self.running(batch, self.program):
+                    self.forward(batch)
+            finally:
+                for handle in handles:
+                    handle.remove()
+        return found
+
+    def _batch(self, rows: Sequence[Text]) -> Batch:
+        width = max(len(text.tokens) for text in rows)
+        tokens = [[*text.tokens, *[0] * (width - len(text.tokens))] for text in rows]
+        mask = [[1] * len(text.tokens) + [0] * (width - len(text.tokens)) for text in rows]
+        lengths = torch.tensor([text.prompt_length for text in rows])
+        return Batch(torch.tensor(tokens, device=self.device), torch.tensor(mask, device=self.device), lengths)
+
+
+class Measurement:
+    """The reference's predictions on held-out text, kept on disk, so that the model can then be changed in place.
+
+    Where a program works at some positions only, the predictions after the prompt are compared: those it is for.
+    """
+
+    def __init__(self, reference: Reference, texts: Sequence[Text]) -> None:
+        self._reference = reference
+        self._batches = list(reference.batches(texts))
+        self._answers_only = any(not node.positions.everywhere for node in _positioned(reference.program))
+        self._base: dict[str, Accumulator] = {}
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
+        self._places: list[tuple[int, tuple[int, ...]]] = []
+        for rows, batch in self._batches:
+            with reference.running(batch, reference.program):
+                wanted = reference.forward(batch)
+            with torch.inference_mode():
+                plain = reference.forward(batch)
+            self._keep(wanted)
+            for row, text in enumerate(rows):
+                accumulator = self._base.setdefault(text.source, Accumulator())
+                accumulator.add(self._measured(text, row, wanted), None, self._measured(text, row, plain))
+
+    def compare(self) -> dict[str, Fidelity]:
+        """Fidelity of the model as it is now, by source of text, and of all under `overall`."""
+        by_source = copy.deepcopy(self._base)
+        for index, (rows, batch) in enumerate(self._batches):
+            with torch.inference_mode():
+                got = self._reference.forward(batch)
+            wanted = self._load(index)
+            for row, text in enumerate(rows):
+                accumulator = by_source[text.source]
+                accumulator.add(self._measured(text, row, wanted), self._measured(text, row, got).cpu())
+        overall = Accumulator()
+        for accumulator in by_source.values():
+            overall.merge(accumulator)
+        return {"overall": overall.result(), **{source: a.result() for source, a in by_source.items()}}
+
+    def close(self) -> None:
+        """Free the disk space."""
+        self._file.close()
+
+    def _measured(self, text: Text, row: int, logits: Tensor) -> Tensor:
+        first = text.prompt_length - 1 if self._answers_only else 0
+        return logits[row, first : len(text.tokens)]
+
+    def _keep(self, logits: Tensor) -> None:
+        self._places.append((self._file.tell(), tuple(logits.shape)))
+        self._file.write(logits.cpu().numpy().tobytes())
+
+    def _load(self, index: int) -> Tensor:
+        offset, shape = self._places[index]
+        self._file.seek(offset)
+        data = self._file.read(4 * int(np.prod(shape)))
+        return torch.frombuffer(bytearray(data), dtype=torch.float32).reshape(shape)
+
+
+def move(program: Program, device: torch.device) -> Program:
+    """The program with its tensors on a device."""
+
+    def moved(node: Any) -> Any:
+        values = {f.name: getattr(node, f.name) for f in fields(node)}
+        return replace(node, **{name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)})
+
+    return Program(tuple(moved(node) for node in program))
+
+
+def _positioned(program: Program) -> Iterator[Any]:
+    return (node for node in program if hasattr(node, "positions"))
