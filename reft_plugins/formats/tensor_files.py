@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,8 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        code = re.search(r"Unsupported \w+: ?(GLOBAL )?([\w.]+)", str(error))
+        reason = f"it names {code[2]}" if code else type(error).__name__
         raise AdapterError(
             f"{path}: refused: it is damaged, or it would run code when loaded ({reason}). "
             "Only files of plain tensors are read; get the adapter from a source you trust and save it again"

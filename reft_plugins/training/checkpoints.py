@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,22 @@ def prepare(out: Path | None, resume: bool, run: Mapping[str, Any], wanted: bool
 def mark_complete(checkpoint: Path) -> None:
     """Say that every file of a checkpoint is written; without the mark it is not resumed from."""
     (checkpoint / _COMPLETE).touch()
+
+
+@contextmanager
+def resuming(checkpoint: str | None) -> Iterator[None]:
+    """Say which checkpoint failed when one of its files cannot be read; torch reads them with `weights_only=True`.
+
+    Raises:
+        TrainingError: naming the checkpoint and what to do.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise TrainingError(
+            f"{checkpoint}: cannot be resumed, a file of it is damaged or unsafe ({type(error).__name__}). Remove this "
+            "checkpoint to resume from the one before it"
+        ) from error
 
 
 def remove(out: Path) -> None:

@@ -15,7 +15,7 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 from reft_plugins.errors import TrainingError
 from reft_plugins.methods import Trainable
 from reft_plugins.training.batches import Collator, completion_loss, completion_statistics
-from reft_plugins.training.checkpoints import PARAMETERS_FILE, mark_complete
+from reft_plugins.training.checkpoints import PARAMETERS_FILE, mark_complete, resuming
 from reft_plugins.training.data import Examples
 from reft_plugins.training.settings import TrainingSettings
 
@@ -89,8 +89,16 @@ class AdapterTrainer(Trainer):
         safetensors.torch.save_file(state, folder / PARAMETERS_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        state = safetensors.torch.load_file(Path(resume_from_checkpoint) / PARAMETERS_FILE)
-        self._learned.load_state_dict(state)
+        with resuming(resume_from_checkpoint):
+            self._learned.load_state_dict(safetensors.torch.load_file(Path(resume_from_checkpoint) / PARAMETERS_FILE))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with resuming(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with resuming(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(*args, **kwargs)

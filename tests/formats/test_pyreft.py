@@ -122,10 +122,10 @@ def test_trainer_checkpoint_without_configuration(
     runtime: Any, tokens: list[int], tiny_llama: Path, tmp_path: Path
 ) -> None:
     unit = intervention(5, torch.bfloat16)
-    folder = write(tmp_path / "checkpoint-10" / "intervenable_model", {key(2): unit}, kind=None)
+    folder = write(tmp_path / "checkpoint-10" / "intervenable_model", {key(0): unit}, kind=None)
     torch.save({}, folder / "pytorch_model.bin")
     adapter = reft.load(tmp_path / "checkpoint-10", base=tiny_llama, positions="l1")
-    same(runtime, tokens, adapter, by_hand(runtime, tokens, {2: [(unit, [len(tokens) - 1])]}))
+    same(runtime, tokens, adapter, by_hand(runtime, tokens, {0: [(unit, [len(tokens) - 1])]}))
     torch.save({"lm_head.weight": torch.zeros(2)}, folder / "pytorch_model.bin")
     with pytest.raises(AdapterError, match=r"base model were trained too.*lm_head\.weight"):
         reft.load(tmp_path / "checkpoint-10", base=tiny_llama, positions="l1")
@@ -227,7 +227,7 @@ class CreatesFile:
 def test_a_pickle_with_code_is_refused_and_does_not_run(tiny_llama: Path, tmp_path: Path) -> None:
     proof = tmp_path / "proof"
     directory = write(tmp_path / "evil", {key(1): {**intervention(0), "bias": CreatesFile(proof)}})
-    with pytest.raises(AdapterError, match="refused.*run code"):
+    with pytest.raises(AdapterError, match=r"refused.*run code.*it names io\.open"):
         reft.load(directory, base=tiny_llama, positions="f1")
     assert not proof.exists()
     torch.load(directory / f"intkey_{key(1)}.bin", weights_only=False)
