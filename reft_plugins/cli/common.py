@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from reft_plugins.errors import AdapterError
-from reft_plugins.manifest import MANIFEST_FILE
 
 
 def key_values(context: click.Context, parameter: click.Parameter, pairs: Sequence[str]) -> dict[str, Any]:
@@ -39,5 +38,7 @@ def refuse_existing(out: Path) -> None:
     Raises:
         AdapterError: when `out` already holds one.
     """
+    from reft_plugins.manifest import MANIFEST_FILE
+
     if (out / MANIFEST_FILE).exists():
         raise AdapterError(f"{out}: already holds an adapter; choose another folder or remove it")

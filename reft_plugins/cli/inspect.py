@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from reft_plugins.errors import AdapterError
-from reft_plugins.manifest import MANIFEST_FILE, TENSORS_FILE, Manifest, read_manifest
+
+if TYPE_CHECKING:
+    from reft_plugins.manifest import Manifest
 
 
 @click.command("inspect")
@@ -20,6 +23,7 @@ def command(reference: str, as_json: bool) -> None:
 
     Example: reft inspect sentiment:latest
     """
+    from reft_plugins.manifest import MANIFEST_FILE, read_manifest
     from reft_plugins.references import resolve
 
     directory = resolve(reference)
@@ -45,6 +49,8 @@ def _shapes(directory: Path, manifest: Manifest) -> dict[str, list[int]]:
     import hashlib
 
     from safetensors import SafetensorError, safe_open
+
+    from reft_plugins.manifest import TENSORS_FILE
 
     path = directory / TENSORS_FILE
     try:
