@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,15 @@ def test_wrong_use_is_named_before_training(
 ) -> None:
     with pytest.raises(error, match=message):
         reft.train(tiny_llama, data=task, **{**QUICK, **settings})
+
+
+@pytest.mark.parametrize(("library", "settings"), [("accelerate", LOREFT), ("peft", LORA)])
+def test_a_missing_library_is_named_with_its_extra(
+    tiny_llama: Path, task: Path, monkeypatch: pytest.MonkeyPatch, library: str, settings: dict[str, Any]
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(TrainingError, match=rf"(?i){library}.*reft-plugins\[train\]"):
+        reft.train(tiny_llama, data=task, **QUICK, **settings)
 
 
 def test_a_finished_adapter_is_not_overwritten(tiny_llama: Path, task: Path, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ class PeftLoRA:
             lora_dropout=config.dropout,
             target_modules=targets,
             use_rslora=config.use_rslora,
+            fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
             alpha_pattern={re.escape(name): config.alpha_pattern[name] for name in by_precedence(config.alpha_pattern)},
             task_type="CAUSAL_LM",
         )
