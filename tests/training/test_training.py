@@ -167,15 +167,22 @@ def test_the_seed_decides(tiny_llama: Path, task: Path) -> None:
     assert torch.equal(tensors[0], tensors[1]) and not torch.allclose(tensors[0], tensors[2])
 
 
-def test_accumulated_batches_are_one_large_batch(tiny_llama: Path, task: Path) -> None:
-    """Loss is per token of the whole step, so rows of unequal length weigh the same however they are split."""
-    common = {**LOREFT, "epochs": 1, "progress": False, "schedule": "constant", "learning_rate": 1e-3}
-    whole = reft.train(tiny_llama, data=task, batch_size=16, **common)
-    split = reft.train(tiny_llama, data=task, batch_size=4, gradient_accumulation=4, **common)
+def test_accumulated_batches_are_one_large_batch(tiny_llama: Path, tmp_path: Path) -> None:
+    """Loss is per token of the whole step, so completions of unequal length weigh the same however they are split."""
+    data = tmp_path / "unequal.jsonl"
+    rows = [
+        {"prompt": f"the {word}", "completion": " garden and the" * n} for n in range(1, 9) for word in ("dog", "cat")
+    ]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    common = {**LOREFT, "epochs": 3, "progress": False, "schedule": "constant", "learning_rate": 1e-3, "log_every": 1}
+    whole = reft.train(tiny_llama, data=data, batch_size=16, **common)
+    split = reft.train(tiny_llama, data=data, batch_size=2, gradient_accumulation=8, **common)
     assert whole.manifest.training and split.manifest.training
-    assert whole.manifest.training.steps == split.manifest.training.steps == 10
+    assert whole.manifest.training.steps == split.manifest.training.steps == 3
+    losses = [run.manifest.training.metrics["train_loss"] for run in (whole, split) if run.manifest.training]
+    assert abs(losses[0] - losses[1]) < 1e-4
     for name, tensor in whole.tensors.items():
-        torch.testing.assert_close(split.tensors[name], tensor, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(split.tensors[name], tensor, atol=2e-5, rtol=1e-4)
 
 
 def test_bfloat16_base_keeps_learned_parameters_in_float32(tiny_llama: Path, task: Path) -> None:
