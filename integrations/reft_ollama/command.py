@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--dtype", type=click.Choice(["f16", "bf16", "f32"]), default="f16", show_default=True)
 @click.option("--calibration", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="Text to fit on.")
 @click.option("--held-out", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="Text to measure on.")
+@click.option("--calibration-tokens", type=click.IntRange(min=1), help="How many to fit on; by default 10 per neuron.")
 @click.option("--create", metavar="NAME", help="Create the model in a running Ollama (OLLAMA_HOST).")
 @click.option("--min-top1", type=click.FloatRange(0, 1), default=0.9, show_default=True, help="Fail below this.")
 @click.option("--force", is_flag=True, help="Write the export even if it is not faithful.")
@@ -64,27 +65,36 @@ def ollama(reference: str, base: str, out: Path, as_json: bool, **options: Any) 
 
 
 def _print(result: ExportResult, created: str | None, console: Console) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    console.print(f"{result.gguf}  ({result.gguf.stat().st_size / 1e6:,.1f} MB, {result.kind}, {result.strategy})")
-    table = Table(title="Fidelity to the adapter on held-out text", title_justify="left")
-    for column in ("text", "tokens", "top-1", "mean KL", "max logit diff", "KL removed", "base top-1", "base KL"):
-        table.add_column(column, justify="left" if column == "text" else "right")
+    size = result.gguf.stat().st_size / 1e6
+    console.print(f"{result.gguf}: {size:,.1f} MB, {result.kind}, {result.strategy}", soft_wrap=True, highlight=False)
+    table = Table(
+        title="Fidelity to the adapter on held-out text", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )
+    table.add_column("text", no_wrap=True)
+    for column in ("tokens", "top-1", "base", "mean KL", "removed", "max diff"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, fidelity in {**result.sources, "overall": result.fidelity}.items():
+        base, removed = fidelity.base_top1_agreement, fidelity.kl_removed
         table.add_row(
             name,
             str(fidelity.tokens),
             f"{fidelity.top1_agreement:.4f}",
-            f"{fidelity.mean_kl:.2e}",
-            f"{fidelity.max_logit_difference:.2e}",
-            "" if fidelity.kl_removed is None else f"{fidelity.kl_removed:.2%}",
-            "" if fidelity.base_top1_agreement is None else f"{fidelity.base_top1_agreement:.4f}",
-            "" if fidelity.base_mean_kl is None else f"{fidelity.base_mean_kl:.2e}",
+            "" if base is None else f"{base:.4f}",
+            f"{fidelity.mean_kl:.1e}",
+            "" if removed is None else f"{removed:.2%}",
+            f"{fidelity.max_logit_difference:.1e}",
         )
     console.print(table)
+    console.print(
+        "base: top-1 without the adapter; removed: share of the base's divergence (KL, nats) from the adapter that is "
+        "gone; max diff: largest difference of a logit",
+        style="dim",
+        highlight=False,
+    )
     for warning in result.warnings:
-        console.print(f"note: {warning}", markup=False, highlight=False)
-    if created:
-        console.print(f"created in Ollama: ollama run {created}", markup=False)
-    else:
-        console.print(f"next: cd {result.directory} && ollama create NAME -f Modelfile", markup=False)
+        console.print(f"note: {warning}", markup=False, highlight=False, soft_wrap=True)
+    done = f"ollama run {created}" if created else f"cd {result.directory} && ollama create NAME -f Modelfile"
+    console.print(f"next: {done}", markup=False, highlight=False, soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -74,6 +75,7 @@ def export_ollama(
     strategy: str = "auto",
     dtype: str = "f16",
     calibration: str | Path | None = None,
+    calibration_tokens: int | None = None,
     held_out: str | Path | None = None,
     create: str | None = None,
     host: str | None = None,
@@ -96,6 +98,7 @@ def export_ollama(
         dtype: `f16`, `bf16` or `f32` for the matrices in the file.
         calibration, held_out: JSONL with prompt and completion, or plain text; the former is also measured on (a tenth
             of it, held out) if the latter is not given.
+        calibration_tokens: how many to fit on; by default ten per neuron of an MLP, at least 20,000.
         create: name under which to create the model in a running Ollama at `host` (default: `OLLAMA_HOST`).
         min_top1: fail below this top-1 agreement, unless `force`.
         seed: of sampled text; equal arguments give equal files.
@@ -119,6 +122,7 @@ def export_ollama(
             strategy=strategy,
             dtype=dtype,
             calibration=None if calibration is None else Path(calibration),
+            calibration_tokens=calibration_tokens,
             held_out=None if held_out is None else Path(held_out),
             seed=seed,
         )
@@ -160,22 +164,24 @@ def _write(job: Job, out: Path, dtype: str) -> ExportResult:
         details=job.details,
         warnings=tuple(job.warnings),
     )
+    document = {name: value for name, value in result.to_json().items() if name in _FIDELITY_KEYS}
     text = job.modelfile(GGUF_FILE).text()
     out.mkdir(parents=True, exist_ok=True)
-    result.modelfile.unlink(missing_ok=True)
-    write_gguf(
-        result.gguf,
-        job.weights,
-        job.tokenizer,
-        dtype=dtype,
-        name=job.name,
-        notes={"reft.adapter": job.adapter.digest, "reft.base": job.base_name, "reft.strategy": job.strategy},
-        progress=lambda done, total: job.progress("Writing the GGUF file", done, total),
-    )
-    document = {name: value for name, value in result.to_json().items() if name in _FIDELITY_KEYS}
-    for path, content in ((out / FIDELITY_FILE, json.dumps(document, indent=2) + "\n"), (result.modelfile, text)):
-        with _complete(path) as partial:
-            partial.write_text(content, "utf-8")
+    with _complete(result.gguf) as partial:
+        write_gguf(
+            partial,
+            job.weights,
+            job.tokenizer,
+            dtype=dtype,
+            name=job.name,
+            notes={"reft.adapter": job.adapter.digest, "reft.base": job.base_name, "reft.strategy": job.strategy},
+            progress=lambda done, total: job.progress("Writing the GGUF file", done, total),
+        )
+        result.modelfile.unlink(missing_ok=True)
+    with _complete(out / FIDELITY_FILE) as partial:
+        partial.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
+    with _complete(result.modelfile) as partial:
+        partial.write_text(text, "utf-8")
     return result
 
 
@@ -184,10 +190,12 @@ _FIDELITY_KEYS = ("kind", "strategy", "fidelity", "sources", "details", "warning
 
 @contextmanager
 def _complete(path: Path) -> Iterator[Path]:
-    """A temporary name that becomes `path` when the block succeeds."""
-    partial = path.with_name(f".{path.name}.partial")
+    """A temporary name whose file becomes `path`, safely on disk, when the block succeeds."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

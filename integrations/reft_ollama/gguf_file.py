@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -35,7 +34,7 @@ def write_gguf(
     notes: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Write a file that appears under `path` only when it is complete; equal input gives equal bytes.
+    """Write a file; equal input gives equal bytes.
 
     Args:
         name: `general.name`; notes: further text keys of the file.
@@ -45,8 +44,7 @@ def write_gguf(
         ExportError: a tensor the architecture has no name for, or a value that does not fit `dtype`.
     """
     architecture, config = weights.architecture, weights.config
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    writer = gguf.GGUFWriter(partial, gguf.MODEL_ARCH_NAMES[architecture.target])
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture.target])
     try:
         writer.add_type(gguf.GGUFType.MODEL)
         writer.add_name(name)
@@ -57,13 +55,8 @@ def write_gguf(
         architecture.write_hyper_parameters(writer, config)
         tokenizer.write(writer)
         _write_tensors(writer, weights, dtype, progress)
-        writer.close()
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
     finally:
         writer.close()
-        partial.unlink(missing_ok=True)
 
 
 def _write_tensors(

@@ -113,11 +113,20 @@ class Job:
         strategy: str,
         dtype: str,
         calibration: Path | None,
+        calibration_tokens: int | None,
         held_out: Path | None,
         seed: int,
     ) -> None:
         """Find the weights to write and measure them; changes the runtime's model, of which only one is in memory."""
-        texts = self._gather(runtime, calibration, held_out, seed)
+        self.progress("Sampling text", 0, 0)
+        enough = max(CALIBRATION_TOKENS_PER_NEURON * self.config.intermediate_size, MIN_CALIBRATION_TOKENS)
+        wanted = (calibration_tokens or enough) if self.plan.residual else 0
+        texts = gather(
+            runtime, self.adapter, calibration_tokens=wanted, calibration=calibration, held_out=held_out, seed=seed
+        )
+        self.warnings += texts.warnings
+        if 0 < wanted < CALIBRATION_TOKENS_PER_NEURON * self.config.intermediate_size:
+            self.warnings.append(f"{wanted} calibration tokens are few for {self.config.intermediate_size} neurons")
         reference = Reference(runtime, self.program)
         self.progress("Running the adapter on held-out text", 0, 0)
         measurement = Measurement(reference, texts.held_out)
@@ -158,20 +167,6 @@ class Job:
 
     def _all_measured(self) -> list[Fidelity]:
         return [self.fidelity, *self.sources.values()]
-
-    def _gather(self, runtime: Any, calibration: Path | None, held_out: Path | None, seed: int) -> Texts:
-        self.progress("Sampling text", 0, 0)
-        wanted = max(CALIBRATION_TOKENS_PER_NEURON * self.config.intermediate_size, MIN_CALIBRATION_TOKENS)
-        texts = gather(
-            runtime,
-            self.adapter,
-            calibration_tokens=wanted if self.plan.residual else 0,
-            calibration=calibration,
-            held_out=held_out,
-            seed=seed,
-        )
-        self.warnings += texts.warnings
-        return texts
 
     def _candidates(
         self, reference: Reference, texts: Texts, strategy: str

@@ -82,19 +82,19 @@ def gather(
         texts.calibration += _limit(own, 2 * quarter)
         texts.calibration += [text for index, text in enumerate(passages) if index % 4]
         rest = max(0, calibration_tokens - sum(len(text.tokens) for text in texts.calibration)) // 2
-        texts.calibration += sampler.sample(None, [], max(rest, quarter), "sampled from the base")
-        texts.calibration += sampler.sample(adapter, prompts, max(rest, quarter), "sampled with the adapter")
-        count = sum(len(text.tokens) for text in texts.calibration)
-        if count < calibration_tokens:
-            texts.warnings.append(f"only {count} calibration tokens where {calibration_tokens} are wanted")
+        texts.calibration += sampler.sample(None, [], max(rest, quarter), "base samples")
+        texts.calibration += sampler.sample(adapter, prompts, max(rest, quarter), "adapter samples")
+        own_tokens = sum(len(text.tokens) for text in own)
+        if own and own_tokens < calibration_tokens // 10:
+            texts.warnings.append(f"the calibration file has only {own_tokens} of {calibration_tokens} tokens")
         if not own:
             texts.warnings.append(
                 "no calibration file: fitted on general text and on what the models say by themselves"
             )
     seen = {text.tokens for text in texts.calibration}
     known_prompts = [text.tokens[: text.prompt_length] for text in texts.held_out if "file" in text.source]
-    texts.held_out += sampler.sample(None, [], HELD_OUT_TOKENS, "sampled from the base")
-    texts.held_out += sampler.sample(adapter, known_prompts, HELD_OUT_TOKENS, "sampled with the adapter")
+    texts.held_out += sampler.sample(None, [], HELD_OUT_TOKENS, "base samples")
+    texts.held_out += sampler.sample(adapter, known_prompts, HELD_OUT_TOKENS, "adapter samples")
     texts.held_out = [text for text in texts.held_out if text.tokens not in seen]
     return texts
 

@@ -54,7 +54,12 @@ class NormFit:
 
     @classmethod
     def over(cls, low: float, high: float) -> NormFit:
-        """Fit for norms between `low` and `high` (and, less closely, `MARGIN` beyond) with at most 64 knots."""
+        """Fit for norms between `low` and `high` (and, less closely, `MARGIN` beyond) with at most 64 knots.
+
+        The range is widened to a coarse grid and `c` has 16 bits, so that noise in the last digits of what was measured
+        does not change the result.
+        """
+        low, high = 2 ** (math.floor(4 * math.log2(low)) / 4), 2 ** (math.ceil(4 * math.log2(high)) / 4)
         fits = (cls._with_knots(low, high, knots) for knots in range(8, 65, 4))
         best = next(fits)
         for fit in fits:
@@ -73,10 +78,10 @@ class NormFit:
         b = torch.full_like(a, STEEPNESS)
         design = functional.silu(a / norms[:, None] + b) / norms[:, None]
         scale = design.norm(dim=0)
-        ridge = 1e-6 * torch.eye(len(a), dtype=torch.float64)
+        ridge = 1e-5 * torch.eye(len(a), dtype=torch.float64)
         target = torch.cat([torch.ones_like(norms), norms.new_zeros(len(a))])
         solution = torch.linalg.lstsq(torch.cat([design / scale, ridge]), target[:, None]).solution
-        c = solution[:, 0] / scale
+        c = _rounded(solution[:, 0] / scale)
         inner = torch.logspace(math.log10(low), math.log10(high), 64 * knots, dtype=torch.float64)
         recovered = functional.silu(a / inner[:, None] + b) @ c
         return cls(a, b, c, float((recovered / inner - 1).abs().max()))
@@ -200,6 +205,12 @@ class _Neurons:
 
 
 _PARTS = ("attention_norm", "mlp_norm", "query", "key", "value", "attention_output", "gate", "up", "mlp_output")
+
+
+def _rounded(values: Tensor) -> Tensor:
+    """Float64 values with 16 significant bits."""
+    mantissa, exponent = torch.frexp(values)
+    return torch.ldexp(torch.round(mantissa * 2**16) / 2**16, exponent)
 
 
 def _grown(width: int, extra: int) -> int:

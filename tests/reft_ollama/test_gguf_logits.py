@@ -1,0 +1,228 @@
+"""Exported files in a real llama.cpp against the transformers runtime that runs the adapter itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from raw_programs import as_adapter
+from safetensors.torch import load_file, save_file
+from tiny_models import make_tiny_llama, sentences
+from transformers import AutoConfig, AutoTokenizer
+
+from reft_ollama.architectures import architecture_of
+from reft_ollama.fidelity import Fidelity
+from reft_ollama.gguf_file import write_gguf
+from reft_ollama.llama_cpp_check import compare_llama_cpp
+from reft_ollama.plan import make_plan
+from reft_ollama.tokenizer import convert_tokenizer
+from reft_ollama.weights import Checkpoint, ExportedWeights
+from reft_plugins import plugins
+from reft_plugins.adapter import Adapter
+from reft_plugins.positions import Positions
+from reft_plugins.program import Edit, Node, Program, Site, WeightDelta
+
+EXACT = 1e-4
+ALL = Positions.parse("all")
+
+
+def write(base: Path, program: Program, target: Path, dtype: str = "f32") -> Path:
+    """A GGUF file for a program that merges exactly."""
+    config = AutoConfig.from_pretrained(base)
+    architecture = architecture_of(config)
+    plan = make_plan(program, architecture, config)
+    assert plan.exact
+    tokenizer = convert_tokenizer(AutoTokenizer.from_pretrained(base), config.vocab_size)
+    write_gguf(target, ExportedWeights(Checkpoint(base), architecture, config, plan.updates), tokenizer, dtype=dtype)
+    return target
+
+
+def check(base: Path, adapter: Adapter, target: Path, dtype: str = "f32") -> Fidelity:
+    """Compare llama.cpp and transformers on two texts, the base as the negative control."""
+    runtime: Any = plugins.runtimes.get("transformers")(base, dtype="float32")
+    texts = [runtime.tokenizer(" ".join(sentences(8, seed))).input_ids for seed in (101, 102)]
+    path = write(base, adapter.lower(), target, dtype)
+    return compare_llama_cpp(path, texts, lambda ids: runtime.logits(ids, adapter), runtime.logits)
+
+
+def random_lora(base: Path, *modules: str, seed: int = 0, size: float = 0.15, **more: Any) -> list[WeightDelta]:
+    """Random deltas that are strong enough to change most predictions."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = load_file(base / "model.safetensors")
+    deltas = []
+    for module in modules:
+        name = module if f"{module}.weight" in weights else "model.embed_tokens"
+        out, inside = weights[f"{name}.weight"].shape
+        a, b = torch.randn(4, inside, generator=generator) * size, torch.randn(out, 4, generator=generator) * size
+        deltas.append(WeightDelta(module=module, a=a, b=b, scaling=2.0, **more))
+    return deltas
+
+
+ALL_LINEAR = [
+    f"model.layers.{layer}.{part}"
+    for layer in range(4)
+    for part in (
+        *(f"self_attn.{kind}_proj" for kind in "qkvo"),
+        *(f"mlp.{kind}_proj" for kind in ("gate", "up", "down")),
+    )
+]
+
+
+def test_bare_base_in_every_number_format(tiny_llama: Path, tmp_path: Path) -> None:
+    nothing = as_adapter(tiny_llama, *random_lora(tiny_llama, ALL_LINEAR[0], size=0.0))
+    differences = {
+        dtype: check(tiny_llama, nothing, tmp_path / f"{dtype}.gguf", dtype).max_logit_difference
+        for dtype in ("f32", "f16", "bf16")
+    }
+    assert differences["f32"] < EXACT
+    assert EXACT < differences["f16"] < 0.02 < differences["bf16"] * 10 < 2.0
+
+
+def test_lora_on_all_linear_modules(tiny_llama: Path, tmp_path: Path) -> None:
+    adapter = as_adapter(tiny_llama, *random_lora(tiny_llama, *ALL_LINEAR, size=0.12))
+    found = check(tiny_llama, adapter, tmp_path / "lora.gguf")
+    assert found.max_logit_difference < EXACT
+    assert found.base_mean_kl is not None and found.base_mean_kl > 0.5, "the adapter is too weak to show anything"
+    assert found.base_top1_agreement is not None and found.base_top1_agreement < 0.6
+
+
+def test_lora_method_with_its_own_scaling(tiny_llama: Path, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(3)
+    tensors = {}
+    for name, out, inside in (("self_attn.q_proj", 128, 128), ("mlp.down_proj", 128, 352)):
+        tensors[f"model.layers.2.{name}.lora_A"] = torch.randn(8, inside, generator=generator) * 0.2
+        tensors[f"model.layers.2.{name}.lora_B"] = torch.randn(out, 8, generator=generator) * 0.2
+    from reft_plugins.base_model import identify
+
+    settings = {"rank": 8, "alpha": 16.0, "use_rslora": True, "target_modules": ["q_proj", "down_proj"]}
+    adapter = Adapter.create("lora", settings, tensors, identify(tiny_llama))
+    found = check(tiny_llama, adapter, tmp_path / "lora.gguf")
+    assert found.max_logit_difference < EXACT
+    assert found.base_top1_agreement is not None and found.base_top1_agreement < 0.7
+
+
+def random(seed: int, *shape: int, scale: float = 1.0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def low_rank(seed: int, rank: int = 3) -> dict[str, torch.Tensor]:
+    down, up = random(seed, rank, 128, scale=0.3), random(seed + 1, rank, 128, scale=0.3)
+    return {"down": down, "up": up, "bias": random(seed + 2, rank)}
+
+
+LAYER = "model.layers"
+
+
+def delta(module: str, seed: int, out: int, inside: int = 128, **more: Any) -> WeightDelta:
+    return WeightDelta(module, a=random(seed, 4, inside, scale=0.3), b=random(seed + 1, out, 4, scale=0.3), **more)
+
+
+PROGRAMS: dict[str, list[Node]] = {
+    "magnitude of rows (DoRA)": [
+        delta(f"{LAYER}.{layer}.mlp.up_proj", layer, 352, magnitude=2 + random(layer, 352)) for layer in range(4)
+    ],
+    "bias on queries and keys, which are permuted": [
+        WeightDelta(f"{LAYER}.{layer}.self_attn.{kind}_proj", bias=random(layer, size, scale=4.0))
+        for layer in range(4)
+        for kind, size in (("q", 128), ("k", 64))
+    ],
+    "scales of inputs and outputs (IA3)": [
+        *(WeightDelta(f"{LAYER}.{layer}.mlp.down_proj", input_scale=2 * random(layer, 352)) for layer in range(4)),
+        WeightDelta(f"{LAYER}.2.self_attn.v_proj", output_scale=1 + random(5, 64), bias=random(6, 64)),
+    ],
+    "two deltas of one module": [
+        delta(f"{LAYER}.{layer}.mlp.gate_proj", layer + int(10 * scaling), 352, scaling=scaling)
+        for layer in range(4)
+        for scaling in (1.0, 0.5)
+    ],
+    "output layer": [delta("lm_head", 1, 512)],
+    "constant shift": [Edit(Site(1), ALL, shift=random(1, 128)), Edit(Site(2), ALL, shift=random(2, 128))],
+    "constant through an activation": [
+        Edit(
+            Site(1), ALL, down=torch.zeros(3, 128), up=random(1, 3, 128), bias=2 + random(2, 3), activation="gelu_tanh"
+        )
+    ],
+    "affine edit of the MLP's output": [
+        Edit(Site(1, "mlp_output"), ALL, **low_rank(1), scale=1 + random(4, 128)),
+    ],
+    "affine edit of attention's output": [
+        Edit(Site(2, "attention_output"), ALL, **low_rank(1), shift=random(4, 128)),
+    ],
+    "edits of one output after another": [
+        Edit(Site(1), ALL, shift=random(1, 128)),
+        WeightDelta(f"{LAYER}.1.mlp.down_proj", bias=random(2, 128)),
+        Edit(Site(1, "mlp_output"), ALL, **low_rank(3)),
+        Edit(Site(1, "mlp_output"), ALL, **low_rank(6, rank=2)),
+        Edit(Site(1, "mlp_output"), ALL, scale=random(9, 128), simultaneous=True),
+        Edit(Site(2, "block_input"), ALL, shift=random(10, 128)),
+    ],
+}
+"""Programs of every kind that merges without loss, each strong."""
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_that_merge_exactly(name: str, tiny_llama: Path, tmp_path: Path) -> None:
+    found = check(tiny_llama, as_adapter(tiny_llama, *PROGRAMS[name]), tmp_path / "model.gguf")
+    assert found.max_logit_difference < EXACT
+    assert found.base_mean_kl is not None and found.base_mean_kl > 0.05, "the program is too weak to show anything"
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "tied embeddings": {"tie_word_embeddings": True},
+    "biases everywhere": {"attention_bias": True, "mlp_bias": True},
+    "Llama-3 rotary scaling": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 50000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }
+    },
+    "linear rotary scaling": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+    "heads wider than the hidden size": {"num_attention_heads": 8, "num_key_value_heads": 2},
+    "one key/value head for all": {"num_key_value_heads": 1},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_of_llama(name: str, tmp_path: Path) -> None:
+    base = make_tiny_llama(tmp_path / "base", steps=0, initializer_range=0.1, **VARIANTS[name])
+    if name == "biases everywhere":
+        _randomise_biases(base / "model.safetensors")
+    modules = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj", "lm_head")
+    adapter = as_adapter(base, *random_lora(base, *modules, size=0.1))
+    found = check(base, adapter, tmp_path / "model.gguf")
+    assert found.max_logit_difference < EXACT
+    assert found.base_mean_kl is not None and found.base_mean_kl > 0.05
+
+
+def test_weights_in_several_files(tiny_llama: Path, tmp_path: Path) -> None:
+    base = tmp_path / "sharded"
+    base.mkdir()
+    for file in tiny_llama.iterdir():
+        if file.suffix != ".safetensors":
+            (base / file.name).write_bytes(file.read_bytes())
+    weights = load_file(tiny_llama / "model.safetensors")
+    names, index = sorted(weights), {}
+    for part in range(3):
+        own = names[part::3]
+        save_file({name: weights[name] for name in own}, base / f"model-{part + 1:05}-of-00003.safetensors")
+        index |= dict.fromkeys(own, f"model-{part + 1:05}-of-00003.safetensors")
+    (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    nothing = Program(tuple(random_lora(tiny_llama, ALL_LINEAR[5])))
+    one, several = write(tiny_llama, nothing, tmp_path / "one.gguf"), write(base, nothing, tmp_path / "several.gguf")
+    assert one.read_bytes() == several.read_bytes()
+
+
+def _randomise_biases(file: Path) -> None:
+    weights = load_file(file)
+    generator = torch.Generator().manual_seed(5)
+    for name, tensor in weights.items():
+        if name.endswith(".bias"):
+            weights[name] = torch.randn(tensor.shape, generator=generator) * 0.2
+    save_file(weights, file, metadata={"format": "pt"})
