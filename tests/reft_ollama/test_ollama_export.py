@@ -16,6 +16,7 @@ from tiny_models import sentences
 from reft_ollama import gguf_file
 from reft_ollama.export import ExportResult, export_ollama
 from reft_ollama.fidelity import TARGET_KL, TARGET_REMOVED, TARGET_TOP1
+from reft_ollama.general_text import PASSAGES
 from reft_ollama.llama_cpp_check import LlamaCppModel, compare_llama_cpp
 from reft_plugins.adapter import Adapter
 from reft_plugins.errors import BaseMismatchError, ExportError, UnsupportedProgramError
@@ -132,11 +133,10 @@ def test_a_low_rank_update_is_kept_where_it_suffices(tiny_llama: Path, runtime: 
     with safe_open(tiny_llama / "model.safetensors", framework="pt") as weights:
         parameters = sum(weights.get_tensor(name).numel() for name in weights.keys())  # noqa: SIM118
     assert result.gguf.stat().st_size < 4 * (parameters + 128) + 40_000, "the model must not grow"
-    found = compare_llama_cpp(
-        result.gguf, fresh_texts(runtime)[:3], lambda ids: runtime.logits(ids, adapter), runtime.logits
-    )
+    passages = [runtime.tokenizer(passage).input_ids for passage in PASSAGES[::4]]
+    found = compare_llama_cpp(result.gguf, passages, lambda ids: runtime.logits(ids, adapter), runtime.logits)
     assert found.on_target
-    assert found.base_mean_kl is not None and found.base_mean_kl > 5e-4, "the edit is too weak to show anything"
+    assert found.base_mean_kl is not None and found.base_mean_kl > 0.1, "the edit is too weak to show anything"
 
 
 def test_an_unfaithful_export_fails_and_writes_nothing_unless_forced(
