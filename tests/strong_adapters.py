@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+
 from reft_plugins.adapter import Adapter
 from reft_plugins.base_model import identify, locate, read_config
 

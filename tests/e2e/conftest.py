@@ -7,8 +7,9 @@ import os
 import sys
 
 import pytest
-from reft_plugins import plugins
 from third_party import environment_with, install_steering_demo
+
+from reft_plugins import plugins
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reft_plugins as reft
 import vllm_environment  # noqa: F401
-from adapters_store import Store
 from scipy.special import log_softmax
 from strong_adapters import strong_lora, strong_loreft
 from tiny_models import make_tiny_llama
+
+import reft_plugins as reft
+from adapters_store import Store
 
 ENGINE = [
     "--dtype",
@@ -198,9 +199,14 @@ def test_serve_refuses_a_bad_adapter_before_starting(tiny_llama, tmp_path) -> No
     (directory / "adapter.safetensors").write_bytes(b"x")
     reft_command = str(Path(sys.executable).parent / "reft")
     failed = subprocess.run(
-        [reft_command, "serve", str(tiny_llama), "--adapter", f"bad={directory}"], capture_output=True, text=True
+        [reft_command, "serve", str(tiny_llama), "--adapter", f"bad={directory}"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert failed.returncode == 1
     assert "truncated" in failed.stderr and "Traceback" not in failed.stderr
-    wrong = subprocess.run([reft_command, "serve", str(tiny_llama), "--adapter", "bad"], capture_output=True, text=True)
+    wrong = subprocess.run(
+        [reft_command, "serve", str(tiny_llama), "--adapter", "bad"], capture_output=True, text=True, check=False
+    )
     assert wrong.returncode == 2

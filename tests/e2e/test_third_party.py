@@ -1,4 +1,4 @@
-"""A method from a distribution nobody here wrote: trained, stored, served by reference and exported, by its nodes only."""
+"""A method from a distribution nobody here wrote: trained, stored, served by reference and exported, by its nodes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import json
 
 import numpy as np
 import pytest
-import reft_plugins as reft
 import vllm_environment  # noqa: F401
-from adapters_store import Store
-from reft_ollama.llama_cpp_check import compare_llama_cpp
-from reft_plugins import plugins
 from scipy.special import log_softmax
 from tiny_models import sentences
 
+import reft_plugins as reft
+from adapters_store import Store
+from reft_ollama.llama_cpp_check import compare_llama_cpp
+from reft_plugins import plugins
 
 WORD = "."
 

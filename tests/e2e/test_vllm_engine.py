@@ -11,15 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reft_plugins as reft
 import torch
 import vllm_environment  # noqa: F401
-from reft_plugins.adapter import Adapter
-from reft_plugins.base_model import identify
-from reft_plugins.errors import AdapterError, BaseMismatchError, UnsupportedProgramError
 from scipy.special import log_softmax
 from strong_adapters import strong_lora, strong_loreft
 from tiny_models import make_tiny_llama
+
+import reft_plugins as reft
+from reft_plugins.adapter import Adapter
+from reft_plugins.base_model import identify
+from reft_plugins.errors import AdapterError, BaseMismatchError, UnsupportedProgramError
 
 TOLERANCE = 1e-3
 SLOTS, BUDGET, BLOCK = 3, 48, 32
@@ -211,9 +212,10 @@ def test_warm_compile_cache(engine, tiny_llama, cache_root: Path, reference, ada
 
 
 def test_compile_cache_made_without_the_plugin_is_not_used(tiny_llama) -> None:
-    from reft_vllm.install import install
     from vllm.config import VllmConfig
     from vllm.config.lora import LoRAConfig
+
+    from reft_vllm.install import install
 
     install()
     plain, lora = VllmConfig(), VllmConfig(lora_config=LoRAConfig(max_lora_rank=8, lora_dtype="bfloat16"))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import reft_plugins as reft
 import vllm_environment  # noqa: F401
 from scipy.special import log_softmax
 from strong_adapters import strong_lora, strong_loreft
+
+import reft_plugins as reft
 
 ENGINE = {
     "max_model_len": 224,

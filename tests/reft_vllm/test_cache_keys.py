@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from strong_adapters import strong_lora, strong_loreft
-
 import vllm_environment  # noqa: F401
+from strong_adapters import strong_lora, strong_loreft
 
 BLOCK = 16
 PROMPT = list(range(5, 5 + 100))
@@ -14,13 +13,14 @@ PROMPT = list(range(5, 5 + 100))
 @pytest.fixture(scope="module")
 def hashes(tiny_llama, tmp_path_factory):
     """`hashes(adapter, prompt, stock=False)`: block hashes of a request as the scheduler computes them."""
-    from reft_vllm.admission import serve_base
-    from reft_vllm.install import install
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
     from vllm.utils.hashing import sha256_cbor
     from vllm.v1.core import kv_cache_utils
     from vllm.v1.request import Request
+
+    from reft_vllm.admission import serve_base
+    from reft_vllm.install import install
 
     install()
     serve_base(str(tiny_llama))

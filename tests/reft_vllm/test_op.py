@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from reft_plugins.positions import Positions
 from reft_plugins.program import ACTIVATIONS, Edit, Site
-
 from reft_transformers.nodes import apply_edits
 from reft_vllm import op
 from reft_vllm.sites import EditState

@@ -6,8 +6,8 @@ import sys
 import types
 
 import pytest
-
 import vllm_environment  # noqa: F401
+
 from reft_vllm.patches import PATCH_POINTS
 from reft_vllm.patching import PatchError, PatchPoint
 

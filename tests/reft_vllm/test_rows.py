@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reft_plugins.positions import OPEN_END, Positions
 
+from reft_plugins.positions import OPEN_END, Positions
 from reft_vllm.rows import MASKS, TokenRows
 
 SPECS = ["f1", "l1", "f2+l2", "f7+l7;cap=half", "all", "prompt", "generated", "[0,5,-1]", "l3;trim=1"]
