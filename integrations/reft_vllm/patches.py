@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from reft_plugins.errors import UnsupportedProgramError
 from reft_vllm.admission import admit, is_adapter, serve_base
 from reft_vllm.cache_keys import block_key, replace_key
 from reft_vllm.patching import PatchPoint
@@ -26,12 +27,8 @@ def _load_adapter(original: Original) -> Original:
         manager = self._adapter_manager
         admitted = admit(lora_request.lora_path, reload=lora_request.load_inplace)
         check_program(admitted.program, self.lora_config.max_lora_rank)
-        if admitted.program.edits and not manager.reft.fed:
-            from reft_plugins.errors import UnsupportedProgramError
-
-            raise UnsupportedProgramError(
-                "edits are not served by vLLM's V2 model runner yet; start the engine with VLLM_USE_V2_MODEL_RUNNER=0"
-            )
+        if admitted.program.edits and manager.reft.refusal:
+            raise UnsupportedProgramError(manager.reft.refusal)
         return to_lora_model(admitted.program, lora_request.lora_int_id, manager, self.lora_config.lora_dtype)
 
     return load
@@ -55,7 +52,10 @@ def _create_lora_modules(original: Original) -> Original:
             self.max_num_batched_tokens,
             self.device,
         )
-        install_sites(self.model, config.num_hidden_layers, self.reft)
+        try:
+            install_sites(self.model, config.num_hidden_layers, self.reft)
+        except UnsupportedProgramError as error:
+            self.reft.refusal = str(error)
         for punica in self.punica_wrapper_mapping.values():
             punica.weighted = self.reft.weighted
         logger.info("reft: %d edit sites for %d adapters at once", len(self.reft.sites), self.lora_slots)
@@ -91,7 +91,9 @@ def _activate_adapter(original: Original) -> Original:
 def _load_lora_model(original: Original) -> Original:
     def load(self: Any, *args: Any, **kwargs: Any) -> Any:
         model = original(self, *args, **kwargs)
-        self.lora_manager._adapter_manager.reft.fed = not hasattr(self, "lora_state")
+        state = self.lora_manager._adapter_manager.reft
+        if not hasattr(self, "lora_state") and state.sites:
+            state.refusal = ""
         return model
 
     return load

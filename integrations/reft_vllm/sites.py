@@ -42,7 +42,7 @@ class EditState:
         tokens: indices of the edited tokens of this step; rows: their rows (CPU tensors, replaced every step).
         token_rows: int32 `[max_tokens]`, row of every token, in a buffer that never moves (for captured graphs).
         weighted: slots whose adapter has weight deltas.
-        fed: whether the model runner calls `begin_step`.
+        refusal: why edits cannot be served by this worker, empty when they can.
         steps, edited_steps, edited_tokens, most_adapters: counters since the start.
     """
 
@@ -57,7 +57,9 @@ class EditState:
         self.rows = torch.empty(0, dtype=torch.long)
         self.token_rows = torch.zeros(max_tokens, dtype=torch.int32, device=device)
         self._held: dict[int, list[int]] = {}
-        self.fed = False
+        self.refusal = (
+            "edits are not served by vLLM's V2 model runner yet; start the engine with VLLM_USE_V2_MODEL_RUNNER=0"
+        )
         self.weighted: set[int] = set()
         self.steps = self.edited_steps = self.edited_tokens = self.most_adapters = 0
 
