@@ -53,11 +53,16 @@ class TransformersRuntime:
         self._allow_base_mismatch = allow_base_mismatch
         self._executor = Executor(self.model)
 
-    def logits(self, token_ids: list[int], adapter: Adapter | str | Path | None = None) -> npt.NDArray[np.float32]:
-        """Next-token logits, float32 `[len(token_ids), vocabulary]`; the whole list is the prompt."""
+    def logits(
+        self, token_ids: list[int], adapter: Adapter | str | Path | None = None, prompt_length: int | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Next-token logits, float32 `[len(token_ids), vocabulary]`; the whole list is the prompt.
+
+        With `prompt_length` only so many tokens are, and the others count as generated.
+        """
         _refuse_empty([token_ids])
         tokens = torch.tensor([list(token_ids)], device=self.device)
-        lengths = torch.tensor([tokens.shape[1]])
+        lengths = torch.tensor([tokens.shape[1] if prompt_length is None else prompt_length])
         with torch.inference_mode(), self._executor.run(self._programs([adapter]), lengths):
             logits: torch.Tensor = self.model(input_ids=tokens, use_cache=False).logits
         result: npt.NDArray[np.float32] = logits[0].float().cpu().numpy()
