@@ -74,6 +74,14 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
+def attention_implementation(directory: Path) -> str | None:
+    """The attention of transformers that computes what the model was trained with; None where its own choice does.
+
+    Soft-capped attention scores (Gemma 2, arXiv:2408.00118 section 2) are left out by all but `eager`.
+    """
+    return "eager" if read_config(directory).get("attn_logit_softcapping") else None
+
+
 def identify(base: str | Path, name: str | None = None) -> BaseModelIdentity:
     """Identity of a base model, with its fingerprint.
 

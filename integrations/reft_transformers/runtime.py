@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from reft_plugins.adapter import Adapter
-from reft_plugins.base_model import identify, locate
+from reft_plugins.base_model import attention_implementation, identify, locate
 from reft_plugins.program import Program
 from reft_plugins.runtimes import Generation, Prompt, admit, one_per_prompt
 from reft_transformers.executor import Executor
@@ -25,7 +25,7 @@ class TransformersRuntime:
     Args:
         base: folder or hub id.
         dtype: `float32`, `bfloat16` or `float16`; device: as torch names it, by default a GPU if there is one.
-        attention: transformers' attention implementation.
+        attention: transformers' attention implementation, by default one that computes what the base was trained with.
         allow_base_mismatch: run adapters made for another base model.
     """
 
@@ -36,7 +36,7 @@ class TransformersRuntime:
         base: str | Path,
         dtype: str = "float32",
         device: str | None = None,
-        attention: str = "sdpa",
+        attention: str | None = None,
         allow_base_mismatch: bool = False,
     ) -> None:
         self.identity = identify(base)
@@ -44,7 +44,9 @@ class TransformersRuntime:
         directory = locate(base)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(directory)
         self.model: Any = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=getattr(torch, dtype), attn_implementation=attention
+            directory,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention or attention_implementation(directory),
         )
         self.model.to(self.device).eval()
         self._stops = self._stop_tokens()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from reft_plugins import plugins
 from reft_plugins.adapter import Adapter, parse_config
-from reft_plugins.base_model import identify, locate, read_config
+from reft_plugins.base_model import attention_implementation, identify, locate, read_config
 from reft_plugins.errors import DataError, TrainingError
 from reft_plugins.manifest import TrainingRecord
 from reft_plugins.training import checkpoints
@@ -180,7 +180,9 @@ def _attach(directory: Path, method: Any, config: Any, identity: Any, settings: 
     from transformers import AutoModelForCausalLM, set_seed
 
     set_seed(settings.seed)
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, settings.dtype))
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=getattr(torch, settings.dtype), attn_implementation=attention_implementation(directory)
+    )
     model.requires_grad_(False)
     trainable: Trainable = method.attach(model, config, identity)
     return trainable
