@@ -20,6 +20,9 @@ from reft_plugins.program import Program
 MAX_LOGITS = 32_000_000
 """Logits computed in one forward pass; 128 MB in float32."""
 
+MAX_TOKENS = 4096
+"""Tokens in one forward pass whose logits are not needed."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
@@ -45,11 +48,12 @@ class Reference:
         self._make_executor: Callable[[nn.Module], Any] = runtime.executor
         self._row_logits = int(self.model.config.vocab_size)
 
-    def batches(self, texts: Sequence[Text]) -> Iterator[tuple[list[Text], Batch]]:
-        """Texts of similar length together, at most `MAX_LOGITS` logits in one batch."""
+    def batches(self, texts: Sequence[Text], logits: bool = True) -> Iterator[tuple[list[Text], Batch]]:
+        """Texts of similar length together, at most `MAX_LOGITS` logits or `MAX_TOKENS` tokens in one batch."""
         rows: list[Text] = []
+        room = min(MAX_TOKENS, MAX_LOGITS // self._row_logits) if logits else MAX_TOKENS
         for text in sorted(texts, key=lambda text: len(text.tokens)):
-            if rows and (len(rows) + 1) * len(text.tokens) * self._row_logits > MAX_LOGITS:
+            if rows and (len(rows) + 1) * len(text.tokens) > room:
                 yield rows, self._batch(rows)
                 rows = []
             rows.append(text)
@@ -63,10 +67,12 @@ class Reference:
         with torch.inference_mode(), executor.run([program] * len(batch.tokens), batch.prompt_lengths):
             yield
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Logits float32 `[rows, tokens, vocabulary]`."""
-        logits: Tensor = self.model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False).logits
-        return logits.float()
+    def forward(self, batch: Batch, logits: bool = True) -> Tensor:
+        """Logits float32 `[rows, tokens, vocabulary]`; without `logits` only those of the last token."""
+        output: Tensor = self.model(
+            input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False, logits_to_keep=0 if logits else 1
+        ).logits
+        return output.float()
 
     def norms(self, texts: Sequence[Text], modules: Mapping[int, str]) -> dict[int, tuple[float, float]]:
         """Smallest and largest root mean square of the input of RMSNorm modules while the adapter runs, by layer."""
@@ -80,14 +86,14 @@ class Reference:
 
             return hook
 
-        for _, batch in self.batches(texts):
+        for _, batch in self.batches(texts, logits=False):
             handles = [
                 module.register_forward_pre_hook(watch(layer, module.variance_epsilon, batch))
                 for layer, module in ((layer, self.model.get_submodule(name)) for layer, name in modules.items())
             ]
             try:
                 with self.running(batch, self.program):
-                    self.forward(batch)
+                    self.forward(batch, logits=False)
             finally:
                 for handle in handles:
                     handle.remove()

@@ -155,9 +155,9 @@ def _activations(
         model.get_submodule(layer).register_forward_hook(after),
     ]
     try:
-        for _, batch in reference.batches(texts):
+        for _, batch in reference.batches(texts, logits=False):
             with torch.inference_mode(), contextlib.suppress(_Seen):
-                reference.forward(batch)
+                reference.forward(batch, logits=False)
             real = batch.mask.bool()
             yield seen["x"][real], seen["hidden"][real]
     finally:

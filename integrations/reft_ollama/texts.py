@@ -22,7 +22,11 @@ MAX_LENGTH = 256
 HELD_OUT_TOKENS = 1024
 """Tokens of every source of held-out text."""
 
+SAMPLE_LENGTH = 64
+"""Tokens sampled after a prompt."""
+
 BATCH = 32
+"""Prompts answered at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +147,9 @@ class _Sampler:
         found: list[Text] = []
         count = 0
         while count < budget and len(found) < budget:
-            batch = [self._prompt(prompts) for _ in range(BATCH)]
-            room = max(1, min(self._longest - max(map(len, batch)), 96, budget))
+            rows = min(BATCH, -(-(budget - count) // SAMPLE_LENGTH))
+            batch = [self._prompt(prompts) for _ in range(rows)]
+            room = max(1, min(self._longest - max(map(len, batch)), SAMPLE_LENGTH))
             with torch.random.fork_rng():
                 self._seed += 1
                 torch.manual_seed(self._seed)

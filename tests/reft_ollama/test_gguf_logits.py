@@ -14,6 +14,7 @@ from tiny_models import make_tiny_llama, sentences
 from transformers import AutoConfig, AutoTokenizer
 
 from reft_ollama.architectures import architecture_of
+from reft_ollama.export import export_ollama
 from reft_ollama.fidelity import Fidelity
 from reft_ollama.gguf_file import write_gguf
 from reft_ollama.llama_cpp_check import compare_llama_cpp
@@ -199,6 +200,28 @@ def test_variants_of_llama(name: str, tmp_path: Path) -> None:
     found = check(base, adapter, tmp_path / "model.gguf")
     assert found.max_logit_difference < EXACT
     assert found.base_mean_kl is not None and found.base_mean_kl > 0.05
+
+
+@pytest.mark.parametrize("name", ["tied embeddings", "biases everywhere", "heads wider than the hidden size"])
+def test_extra_neurons_in_variants_of_llama(name: str, tmp_path: Path) -> None:
+    """A residual edit, and weight changes in the same model, as a wider model of the same kind."""
+    base = make_tiny_llama(tmp_path / "base", steps=0, initializer_range=0.1, **VARIANTS[name])
+    if name == "biases everywhere":
+        _randomise_biases(base / "model.safetensors")
+    deltas = random_lora(base, "model.layers.1.mlp.down_proj", "model.layers.2.self_attn.q_proj", "lm_head", size=0.1)
+    first = {name: tensor / 3 for name, tensor in low_rank(1).items()}
+    edits = [
+        Edit(Site(1), ALL, **first),
+        Edit(Site(1), ALL, shift=random(8, 128)),
+        Edit(Site(3), ALL, **low_rank(4, 2)),
+    ]
+    adapter = as_adapter(base, *deltas, *edits)
+    result = export_ollama(adapter, base, tmp_path / "out", dtype="f32", strategy="neurons", calibration_tokens=1500)
+    runtime: Any = plugins.runtimes.get("transformers")(base, dtype="float32")
+    texts = [runtime.tokenizer(" ".join(sentences(8, seed))).input_ids for seed in (101, 102)]
+    found = compare_llama_cpp(result.gguf, texts, lambda ids: runtime.logits(ids, adapter), runtime.logits)
+    assert found.max_logit_difference < 5e-3 and found.mean_kl < 1e-6
+    assert found.base_mean_kl is not None and found.base_mean_kl > 0.5, "the program is too weak to show anything"
 
 
 def test_weights_in_several_files(tiny_llama: Path, tmp_path: Path) -> None:
