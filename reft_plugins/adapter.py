@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 
 from reft_plugins import plugins
@@ -64,7 +65,9 @@ class Adapter:
         """
         method_ = plugins.methods.get(method)
         checked = parse_config(method_, config)
-        stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        stored = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+        }
         blob = safetensors.torch.save(stored)
         program = _lower(method_, checked, stored)
         program.validate(base)

@@ -60,6 +60,10 @@ class AdapterTrainer(Trainer):
             compute_metrics=_summarise,
         )
 
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """All but parametrised tensors: torch's Householder form of a rotation has signs in it that must stay ±1."""
+        return [name for name in super().get_decay_parameter_names(model) if ".parametrizations." not in name]
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass.
 

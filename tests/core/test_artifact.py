@@ -40,6 +40,14 @@ def edit_manifest(directory: Path, **changes: object) -> None:
     (directory / MANIFEST_FILE).write_text(json.dumps({**document, **changes}))
 
 
+def test_tensors_may_share_memory(tmp_path: Path) -> None:
+    whole = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
+    unit = "layers.0.block_output.0"
+    tensors = {f"{unit}.rotate": whole[:2], f"{unit}.weight": whole[:2], f"{unit}.bias": whole[:2, 0]}
+    loaded = Adapter.load(Adapter.create("loreft", {"rank": 2, "layers": [0]}, tensors, BASE).save(tmp_path / "a"))
+    assert torch.equal(loaded.tensors[f"{unit}.rotate"], whole[:2])
+
+
 def test_saved_and_loaded_is_the_same_adapter(tmp_path: Path) -> None:
     record = TrainingRecord(
         data_sha256="sha256:" + "a" * 64, examples=3, seed=1, steps=2, epochs=1.0, metrics={"x": 0.5}

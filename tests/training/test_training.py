@@ -135,8 +135,9 @@ def test_only_the_methods_own_parameters_are_trained(
     assert count == {"loreft": loreft, "lora": lora}[method]
 
 
-def test_trained_subspaces_stay_orthonormal(tiny_llama: Path, task: Path) -> None:
-    adapter = reft.train(tiny_llama, data=task, **QUICK, **LOREFT)
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_trained_subspaces_stay_orthonormal(tiny_llama: Path, task: Path, weight_decay: float) -> None:
+    adapter = reft.train(tiny_llama, data=task, weight_decay=weight_decay, **QUICK, **LOREFT)
     rotations = [tensor for name, tensor in adapter.tensors.items() if name.endswith("rotate")]
     assert len(rotations) == 4
     for rotate in rotations:
