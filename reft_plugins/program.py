@@ -171,6 +171,11 @@ class Program:
         """The `WeightDelta` nodes in order."""
         return tuple(node for node in self.nodes if isinstance(node, WeightDelta))
 
+    @property
+    def max_rank(self) -> int:
+        """The largest rank of any edit or weight delta, at least 1."""
+        return max([1, *(edit.rank for edit in self.edits), *(delta.rank for delta in self.weight_deltas)])
+
     def validate(self, base: BaseModelIdentity | None = None) -> None:
         """Check shapes, names and, where the base is known, layers and widths.
 

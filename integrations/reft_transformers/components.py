@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from reft_plugins.errors import AdapterError, UnsupportedProgramError
+from reft_plugins.layers import decoder_layers
 from reft_plugins.program import WeightDelta
-
-LAYER_LISTS = ("layers", "h", "blocks", "layer")
-"""Names under which models keep their list of decoder layers."""
 
 SUBMODULES: dict[str, tuple[str, ...]] = {
     "attention_output": ("self_attn", "attn", "attention", "self_attention"),
@@ -36,13 +34,7 @@ class Components:
         config = getattr(model, "config", None)
         text_config = config.get_text_config() if config is not None else None
         count = getattr(text_config, "num_hidden_layers", None)
-        for name, module in model.named_modules():
-            if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] in LAYER_LISTS and len(module) == count:
-                return cls(model, module)
-        raise UnsupportedProgramError(
-            f"{type(model).__name__}: no list of {count} decoder layers found; looked for modules named "
-            f"{', '.join(LAYER_LISTS)}"
-        )
+        return cls(model, decoder_layers(model, count)[1])
 
     def locate(self, layer: int, component: str) -> tuple[nn.Module, bool]:
         """The module whose output (or input, if the flag is True) is a component.

@@ -8,38 +8,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from reft_plugins.errors import UnsupportedProgramError
+from reft_plugins.layers import decoder_layers
 from reft_vllm.op import SITES
 from reft_vllm.sites import EditState, Site
-
-LAYER_LISTS = ("layers", "h", "blocks")
 
 SUMMED_OUTPUTS = ("CohereDecoderLayer", "Cohere2DecoderLayer")
 """Layers that return `(hidden, residual)` with `hidden` already being the sum."""
 
 
-def decoder_layers(model: nn.Module, count: int) -> dict[str, nn.Module]:
-    """The decoder layers by qualified name, in order; those of other pipeline ranks are placeholders.
+def install_sites(model: nn.Module, count: int, state: EditState) -> None:
+    """Give every decoder layer that lives on this rank an edit site; those of other pipeline ranks are placeholders.
 
     Raises:
-        UnsupportedProgramError: listing what was looked for.
+        UnsupportedProgramError: the model has no list of `count` decoder layers.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] in LAYER_LISTS and len(module) == count:
-            return {f"{name}.{index}": layer for index, layer in enumerate(module)}
-    raise UnsupportedProgramError(
-        f"{type(model).__name__}: no list of {count} decoder layers found; looked for modules named "
-        f"{', '.join(LAYER_LISTS)}"
-    )
-
-
-def install_sites(model: nn.Module, count: int, state: EditState) -> None:
-    """Give every decoder layer that lives on this rank an edit site."""
     from vllm.model_executor.models.utils import PPMissingLayer
 
-    for index, (name, layer) in enumerate(decoder_layers(model, count).items()):
+    prefix, layers = decoder_layers(model, count)
+    for index, layer in enumerate(layers):
         if isinstance(layer, PPMissingLayer):
             continue
+        name = f"{prefix}.{index}"
         site = Site(state, name, index)
         state.sites[index] = SITES[name] = site
         layer.reft_site = name  # type: ignore[assignment]

@@ -79,7 +79,7 @@ def to_lora_model(program: Program, lora_id: int, manager: Any, dtype: torch.dty
             delta.b.to(dtype).clone(),
             scaling=delta.scaling,  # type: ignore[union-attr]
         )
-    model = EditedLoRAModel(lora_id, max((node.rank for node in program if hasattr(node, "rank")), default=1), loras)
+    model = EditedLoRAModel(lora_id, program.max_rank, loras)
     model.edits = program.edits
     return model
 

@@ -73,6 +73,6 @@ def _admit(base: str, references: dict[str, str]) -> tuple[list[str], list[int]]
         path = resolve(reference)
         adapter = Adapter.load(path)
         check_base(adapter.manifest, identity)
-        ranks += [node.rank for node in adapter.lower() if hasattr(node, "rank")]
+        ranks.append(adapter.lower().max_rank)
         modules.append(f"{name}={path}")
     return modules, ranks
