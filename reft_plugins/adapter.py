@@ -177,7 +177,9 @@ def summarise(program: Program) -> ProgramFacts:
             for edit in program.edits
         ),
         weight_deltas=tuple(
-            WeightDeltaFact(module=delta.module, rank=delta.rank, positions=str(delta.positions))
+            WeightDeltaFact(
+                module=delta.module, rank=delta.rank, positions=str(delta.positions), replaces=delta.replaces
+            )
             for delta in program.weight_deltas
         ),
         other_nodes=tuple(str(node) for node in program if not isinstance(node, Edit | WeightDelta)),

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import struct
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ from reft_plugins.errors import BaseMismatchError, BaseModelError
 from reft_plugins.manifest import BaseModelIdentity
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from reft_plugins.manifest import Manifest
 
 SAMPLED_TENSORS = 32
@@ -93,9 +96,63 @@ def identify(base: str | Path, name: str | None = None) -> BaseModelIdentity:
         BaseModelError: when files are missing or the weights are not in safetensors.
     """
     directory = locate(base)
-    files = [directory / "config.json", *_weight_files(directory)]
-    stamp = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    return _identify(directory.resolve(), stamp, name or _display_name(base, directory))
+    return _identify(directory.resolve(), _stamp(directory), name or _display_name(base, directory))
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A base model's files, for readers of checkpoints that are meaningless without the weights they were trained on.
+
+    Attributes:
+        directory: holds `config.json` and safetensors; identity: what manifests keep of it.
+    """
+
+    directory: Path
+    identity: BaseModelIdentity
+
+    @classmethod
+    def open(cls, base: str | Path) -> BaseModel:
+        """Find a base model by folder or hub id; raises as `identify`."""
+        return cls(locate(base), identify(base))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """See `read_config`."""
+        return read_config(self.directory)
+
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of this name."""
+        return self._stored_name(name) is not None
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor of the base, read alone, in its stored dtype.
+
+        Args:
+            name: in the state of the model, such as `model.layers.0.mlp.up_proj.weight`. Files written from the model
+                without its head lack the first part of the names, which is allowed for.
+
+        Raises:
+            BaseModelError: when there is none.
+        """
+        from safetensors import safe_open
+
+        stored = self._stored_name(name)
+        if stored is None:
+            raise BaseModelError(f"{self.directory}: the base model has no tensor {name!r}")
+        file = self._index()[stored][0][0]
+        with safe_open(file, framework="pt") as tensors:
+            found: Tensor = tensors.get_tensor(stored)
+        return found
+
+    def _index(self) -> dict[str, tuple[tuple[Path, int], dict[str, Any]]]:
+        return _index_once(self.directory, _stamp(self.directory))
+
+    def _stored_name(self, name: str) -> str | None:
+        stored = self._index()
+        short = name.partition(".")[2]
+        longer = [other for other in stored if other.partition(".")[2] == name]
+        candidates = [name, short, *(longer if len(longer) == 1 else [])]
+        return next((candidate for candidate in candidates if candidate in stored), None)
 
 
 def check_base(manifest: Manifest, base: BaseModelIdentity, allow_mismatch: bool = False) -> None:
@@ -152,6 +209,11 @@ def _weight_files(directory: Path) -> list[Path]:
     return files
 
 
+def _stamp(directory: Path) -> tuple[object, ...]:
+    files = [directory / "config.json", *_weight_files(directory)]
+    return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+
+
 @lru_cache(maxsize=64)
 def _identify(directory: Path, stamp: tuple[object, ...], name: str) -> BaseModelIdentity:
     config = read_config(directory)
@@ -175,6 +237,11 @@ def _identify(directory: Path, stamp: tuple[object, ...], name: str) -> BaseMode
         num_hidden_layers=config["num_hidden_layers"],
         fingerprint="sha256:" + digest.hexdigest(),
     )
+
+
+@lru_cache(maxsize=4)
+def _index_once(directory: Path, stamp: tuple[object, ...]) -> dict[str, tuple[tuple[Path, int], dict[str, Any]]]:
+    return _tensor_index(directory)
 
 
 def _tensor_index(directory: Path) -> dict[str, tuple[tuple[Path, int], dict[str, Any]]]:

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 def reft_register_methods(register: Callable[..., None]) -> None:
     from reft_plugins.methods.lora import LoRA
     from reft_plugins.methods.loreft import LoReFT
+    from reft_plugins.methods.program import ProgramMethod
 
-    for method in (LoReFT(), LoRA()):
+    for method in (LoReFT(), LoRA(), ProgramMethod()):
         register(method)
 
 

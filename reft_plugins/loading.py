@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from reft_plugins.adapter import Adapter
-from reft_plugins.base_model import check_base, identify
+from reft_plugins.base_model import BaseModel, check_base, identify
 from reft_plugins.formats import recognise
 from reft_plugins.references import resolve
 
@@ -34,8 +34,8 @@ def load(
     else:
         directory = resolve(source)
         reader = recognise(directory)
-        identity = identify(base) if base is not None else None
-        adapter = reader.read(directory, base=identity, positions=positions, **options)
+        opened = BaseModel.open(base) if base is not None else None
+        adapter = reader.read(directory, base=opened, positions=positions, **options)
     if base is not None:
         check_base(adapter.manifest, identify(base))
     return adapter

@@ -56,6 +56,7 @@ class WeightDeltaFact(_Record):
     module: str
     rank: int = Field(ge=0)
     positions: str = "all"
+    replaces: bool = False
 
 
 class ProgramFacts(_Record):

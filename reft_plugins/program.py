@@ -5,12 +5,10 @@ Methods lower to these nodes (`Method.lower`); runtimes and exporters know nothi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from reft_plugins.errors import AdapterError
 from reft_plugins.positions import Positions
 
 if TYPE_CHECKING:
@@ -89,12 +87,16 @@ class WeightDelta:
     """`W <- magnitude * (W + scaling * b @ a) / |row|`, then `y = output_scale * (W (input_scale * x)) + bias`.
 
     Attributes:
-        module: qualified name of a linear module in the base model, transformers naming.
+        module: qualified name of a module with a weight in the base model, transformers naming. An embedding is a
+            linear map of one-hot tokens, `in` being the vocabulary; a normalisation takes `new_weight`, `new_bias` and
+            scales only.
         a: `[rank, in]`, b: `[out, rank]`, both or neither.
         magnitude: `[out]`, the learned row norms of DoRA (arXiv:2402.09353 eq. 5); None leaves rows as they are.
         bias: `[out]`, added to the output.
         input_scale: `[in]`; output_scale: `[out]` (IA3, arXiv:2205.05638).
         positions: tokens the change applies to; anything but `all` cannot be merged.
+        new_weight, new_bias: stand in for the module's own weight and bias before anything else is applied (full
+            fine-tuning, trained heads), in the layout of the module's own state.
     """
 
     module: str
@@ -106,6 +108,13 @@ class WeightDelta:
     input_scale: Tensor | None = None
     output_scale: Tensor | None = None
     positions: Positions = field(default=ALL)
+    new_weight: Tensor | None = None
+    new_bias: Tensor | None = None
+
+    @property
+    def replaces(self) -> bool:
+        """True where parameters of the base are replaced."""
+        return self.new_weight is not None or self.new_bias is not None
 
     @property
     def rank(self) -> int:
@@ -116,7 +125,8 @@ class WeightDelta:
     def plain(self) -> bool:
         """True for what LoRA kernels execute: `scaling * b @ a` on every token and nothing else."""
         extras = (self.magnitude, self.bias, self.input_scale, self.output_scale)
-        return self.a is not None and self.positions.everywhere and all(extra is None for extra in extras)
+        changed = self.replaces or any(extra is not None for extra in extras)
+        return self.a is not None and self.positions.everywhere and not changed
 
     def __str__(self) -> str:
         return f"WeightDelta({self.module}, rank {self.rank})"
@@ -124,7 +134,11 @@ class WeightDelta:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VirtualTokens:
-    """Learned embeddings `[n, hidden]` in front of the prompt."""
+    """Learned embeddings `[n, hidden]` in front of the prompt, at positions 0 to n-1; real tokens begin at n.
+
+    They replace the output of the embedding module, before any learned position is added. Positions of edits count
+    the tokens of the original prompt only.
+    """
 
     embeddings: Tensor
 
@@ -136,14 +150,17 @@ class VirtualTokens:
 class KeyValuePrefix:
     """Learned keys and values `[n, kv_heads, head_dim]` of one layer, used as they are (no rotary embedding).
 
-    In the same softmax as the real keys; with `gate` in a softmax of its own whose result is multiplied by it and
-    added (LLaMA-Adapter, arXiv:2303.16199 eq. 6).
+    Without a gate they join the real keys' softmax and stand at positions 0 to n-1, real tokens beginning at n. With
+    `gate`, `[1]` or `[heads]`, they have a softmax of their own whose result is multiplied by it and added, and no
+    position moves (LLaMA-Adapter, arXiv:2303.16199 eq. 6): before the output projection, or where `projected` is
+    False to the attention's output after it.
     """
 
     layer: int
     keys: Tensor
     values: Tensor
     gate: Tensor | None = None
+    projected: bool = True
 
     def __str__(self) -> str:
         return f"KeyValuePrefix(layer {self.layer}, {self.keys.shape[0]} pairs)"
@@ -172,6 +189,16 @@ class Program:
         return tuple(node for node in self.nodes if isinstance(node, WeightDelta))
 
     @property
+    def prefixes(self) -> tuple[KeyValuePrefix, ...]:
+        """The `KeyValuePrefix` nodes in order."""
+        return tuple(node for node in self.nodes if isinstance(node, KeyValuePrefix))
+
+    @property
+    def virtual_tokens(self) -> int:
+        """How many learned embeddings stand in front of the prompt."""
+        return sum(len(node.embeddings) for node in self.nodes if isinstance(node, VirtualTokens))
+
+    @property
     def max_rank(self) -> int:
         """The largest rank of any edit or weight delta, at least 1."""
         return max([1, *(edit.rank for edit in self.edits), *(delta.rank for delta in self.weight_deltas)])
@@ -182,81 +209,6 @@ class Program:
         Raises:
             AdapterError: naming the node and what does not fit.
         """
-        for node in self.nodes:
-            if isinstance(node, Edit):
-                _validate_edit(node, base)
-            elif isinstance(node, WeightDelta):
-                _validate_weight_delta(node)
+        from reft_plugins.validation import check_program
 
-
-def _validate_edit(edit: Edit, base: BaseModelIdentity | None) -> None:
-    for component in (edit.site.component, edit.reads or edit.site.component):
-        if component not in COMPONENTS:
-            raise AdapterError(f"{edit.site}: unknown component {component!r}; known are {', '.join(COMPONENTS)}")
-    if edit.activation not in ACTIVATIONS:
-        raise AdapterError(f"{edit.site}: unknown activation {edit.activation!r}; known are {', '.join(ACTIVATIONS)}")
-    if (edit.down is None) != (edit.up is None) or (edit.bias is not None and edit.down is None):
-        raise AdapterError(f"{edit.site}: down, up and bias belong together")
-    widths = {t.shape[-1] if t.ndim else 0 for t in (edit.down, edit.up, edit.scale, edit.shift) if t is not None}
-    if len(widths) != 1 or 0 in widths:
-        raise AdapterError(f"{edit.site}: one hidden size is needed, its tensors have {sorted(widths) or 'none'}")
-    width, rank = int(widths.pop()), int(edit.down.shape[0]) if edit.down is not None else 0
-    if edit.down is not None and not rank:
-        raise AdapterError(f"{edit.site}: rank 0 edits nothing")
-    for name, tensor, shape in (
-        ("up", edit.up, [rank, width]),
-        ("down", edit.down, [rank, width]),
-        ("bias", edit.bias, [rank]),
-        ("scale", edit.scale, [width]),
-        ("shift", edit.shift, [width]),
-    ):
-        _validate_tensor(str(edit.site), name, tensor, shape)
-    if base is None:
-        return
-    if not 0 <= edit.site.layer < base.num_hidden_layers:
-        raise AdapterError(
-            f"{edit}: layer {edit.site.layer} is outside the base model {base.name}, "
-            f"which has layers 0 to {base.num_hidden_layers - 1}"
-        )
-    if edit.site.component != "mlp_activation" and width != base.hidden_size:
-        raise AdapterError(f"{edit}: made for hidden size {width}, the base model has {base.hidden_size}")
-    if rank > base.hidden_size:
-        raise AdapterError(f"{edit}: rank {rank} exceeds the base model's hidden size {base.hidden_size}")
-
-
-def _validate_weight_delta(delta: WeightDelta) -> None:
-    where = f"module {delta.module}"
-    if not math.isfinite(delta.scaling):
-        raise AdapterError(f"{where}: scaling is {delta.scaling}")
-    outputs = inputs = None
-    if (delta.a is None) != (delta.b is None):
-        raise AdapterError(f"{where}: a and b belong together")
-    if delta.a is not None and delta.b is not None:
-        if delta.a.ndim != 2 or delta.b.ndim != 2 or delta.a.shape[0] != delta.b.shape[1]:
-            raise AdapterError(
-                f"{where}: a {list(delta.a.shape)} and b {list(delta.b.shape)} do not multiply to [out, in]"
-            )
-        outputs, inputs = delta.b.shape[0], delta.a.shape[1]
-        if not 0 < delta.rank <= min(outputs, inputs):
-            raise AdapterError(
-                f"{where}: rank {delta.rank} is outside 1 to {min(outputs, inputs)} of its {outputs} x {inputs}"
-            )
-        _validate_tensor(where, "a", delta.a, [delta.rank, inputs])
-        _validate_tensor(where, "b", delta.b, [outputs, delta.rank])
-    for name, tensor, size in (
-        ("magnitude", delta.magnitude, outputs),
-        ("bias", delta.bias, outputs),
-        ("output_scale", delta.output_scale, outputs),
-        ("input_scale", delta.input_scale, inputs),
-    ):
-        if tensor is not None:
-            _validate_tensor(where, name, tensor, [tensor.numel() if size is None else size])
-
-
-def _validate_tensor(where: str, name: str, tensor: Tensor | None, shape: list[int]) -> None:
-    if tensor is None:
-        return
-    if list(tensor.shape) != shape:
-        raise AdapterError(f"{where}: {name} has shape {list(tensor.shape)}, expected {shape}")
-    if not tensor.is_floating_point():
-        raise AdapterError(f"{where}: {name} is {tensor.dtype}, expected floating point numbers")
+        check_program(self.nodes, base)

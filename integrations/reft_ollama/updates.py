@@ -34,11 +34,15 @@ class MergedDelta:
 
     def adds_bias(self) -> bool:
         """Only a delta with a bias of its own adds one."""
-        return self.delta.bias is not None
+        return self.delta.bias is not None or self.delta.new_bias is not None
 
     def __call__(self, weight: Tensor, bias: Tensor | None, base: Tensor) -> tuple[Tensor, Tensor | None]:
         """`W <- output_scale * magnitude / |row| * (W + scaling * b a) * input_scale`."""
         delta = self.delta
+        if delta.new_weight is not None:
+            weight = base = delta.new_weight.to(weight)
+        if delta.new_bias is not None:
+            bias = delta.new_bias.to(weight)
         if delta.a is not None and delta.b is not None:
             change = (delta.scaling * delta.b.to(weight)) @ delta.a.to(weight)
             weight = weight + change

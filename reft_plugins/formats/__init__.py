@@ -10,22 +10,34 @@ from reft_plugins.errors import AdapterError
 
 if TYPE_CHECKING:
     from reft_plugins.adapter import Adapter
-    from reft_plugins.manifest import BaseModelIdentity
+    from reft_plugins.base_model import BaseModel
 
 
 class Format(Protocol):
     """A kind of checkpoint on disk."""
 
     name: str
+    writes: bool
+    """Whether `write` is offered."""
 
     def recognises(self, directory: Path) -> bool:
         """Whether the files in `directory` look like this format; looks at names and small JSON files only."""
 
-    def read(self, directory: Path, base: BaseModelIdentity | None, positions: str | None, **options: Any) -> Adapter:
+    def read(self, directory: Path, base: BaseModel | None, positions: str | None, **options: Any) -> Adapter:
         """Read the checkpoint into an adapter for `base`.
 
         Raises:
             AdapterError: when it is malformed, unsupported, or an option is needed that was not given.
+        """
+
+    def write(self, adapter: Adapter, directory: Path) -> list[str]:
+        """Write an adapter as this format's own library reads it.
+
+        Returns:
+            what the format cannot say about the adapter, one sentence each.
+
+        Raises:
+            AdapterError: when the format cannot express what the adapter computes.
         """
 
 

@@ -6,21 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from reft_plugins.adapter import Adapter
+from reft_plugins.base_model import BaseModel
 from reft_plugins.errors import AdapterError
 from reft_plugins.formats import refuse_options
-from reft_plugins.manifest import MANIFEST_FILE, BaseModelIdentity
+from reft_plugins.manifest import MANIFEST_FILE
 
 
 class NativeFormat:
     """See `reft_plugins.adapter.Adapter`."""
 
     name = "reft"
+    writes = False
 
     def recognises(self, directory: Path) -> bool:
         """A manifest is enough."""
         return (directory / MANIFEST_FILE).is_file()
 
-    def read(self, directory: Path, base: BaseModelIdentity | None, positions: str | None, **options: Any) -> Adapter:
+    def read(self, directory: Path, base: BaseModel | None, positions: str | None, **options: Any) -> Adapter:
         """Everything is in the files, so no option applies.
 
         Raises:

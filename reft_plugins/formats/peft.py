@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reft_plugins.adapter import Adapter
+from reft_plugins.base_model import BaseModel
 from reft_plugins.errors import AdapterError
 from reft_plugins.formats import refuse_options
 from reft_plugins.formats.tensor_files import digest_of, read_pickle, read_safetensors
-from reft_plugins.manifest import BaseModelIdentity, Parent
+from reft_plugins.manifest import Parent
 from reft_plugins.methods.lora.patterns import peft_alpha
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class PeftFormat:
     """Reads LoRA adapters of PEFT, with rsLoRA, DoRA and `lora_bias`, into the method `lora`."""
 
     name = "peft"
+    writes = False
 
     def recognises(self, directory: Path) -> bool:
         """An `adapter_config.json` that names a `peft_type` (AdapterHub uses the same file name without it)."""
@@ -72,7 +74,7 @@ class PeftFormat:
         except (OSError, ValueError, TypeError):
             return False
 
-    def read(self, directory: Path, base: BaseModelIdentity | None, positions: str | None, **options: Any) -> Adapter:
+    def read(self, directory: Path, base: BaseModel | None, positions: str | None, **options: Any) -> Adapter:
         """Read a checkpoint; it has no options.
 
         Raises:
@@ -107,7 +109,7 @@ class PeftFormat:
             "lora",
             settings,
             tensors,
-            base,
+            None if base is None else base.identity,
             parents=(Parent(relation="imported", source=f"peft:{directory.name}", digest=digest_of([path, file])),),
             notes={
                 "format": f"peft {config.get('peft_version', '')}".strip(),

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reft_plugins.adapter import Adapter
+from reft_plugins.base_model import BaseModel
 from reft_plugins.errors import AdapterError
 from reft_plugins.formats import refuse_options
 from reft_plugins.formats.tensor_files import digest_of, read_pickle
-from reft_plugins.manifest import BaseModelIdentity, Parent
+from reft_plugins.manifest import Parent
 from reft_plugins.positions import Positions
 from reft_plugins.program import COMPONENTS
 
@@ -48,12 +49,13 @@ class PyreftFormat:
     """Reads LoReFT interventions of pyreft into the method `loreft`."""
 
     name = "pyreft"
+    writes = False
 
     def recognises(self, directory: Path) -> bool:
         """Files named `intkey_*.bin`, directly or in `intervenable_model/` of a trainer checkpoint."""
         return any(any(folder.glob("intkey_*.bin")) for folder in (directory, directory / CHECKPOINT_FOLDER))
 
-    def read(self, directory: Path, base: BaseModelIdentity | None, positions: str | None, **options: Any) -> Adapter:
+    def read(self, directory: Path, base: BaseModel | None, positions: str | None, **options: Any) -> Adapter:
         """Read a checkpoint.
 
         Args:
@@ -95,7 +97,7 @@ class PyreftFormat:
             "loreft",
             config,
             tensors,
-            base,
+            None if base is None else base.identity,
             parents=(Parent(relation="imported", source=f"pyreft:{directory.name}", digest=digest_of(files)),),
             notes={
                 "format": "pyreft",
