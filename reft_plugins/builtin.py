@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 @hookimpl
 def reft_register_methods(register: Callable[..., None]) -> None:
+    from reft_plugins.methods.bottleneck import Bottleneck
     from reft_plugins.methods.lora import LoRA
     from reft_plugins.methods.loreft import LoReFT
     from reft_plugins.methods.program import ProgramMethod
 
-    for method in (LoReFT(), LoRA(), ProgramMethod()):
+    for method in (LoReFT(), LoRA(), ProgramMethod(), Bottleneck()):
         register(method)
 
 
