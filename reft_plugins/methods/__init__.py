@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from reft_plugins.manifest import BaseModelIdentity
     from reft_plugins.program import Program
+    from reft_plugins.training.data import Examples
 
 
 class MethodConfig(BaseModel):
@@ -78,3 +80,19 @@ class Method(ABC, Generic[ConfigT]):
 
         trainable: Trainable = ProgramTrainable(self, model, config, base)
         return trainable
+
+    def examples(self, config: ConfigT, path: str | Path, tokenizer: Any, max_length: int) -> Examples:
+        """Read training data; by default prompts and completions. Override for data with more in it.
+
+        Raises:
+            DataError: naming file and line.
+        """
+        from reft_plugins.training.data import read_examples
+
+        return read_examples(path, tokenizer, max_length)
+
+    def collator(self, config: ConfigT, fill: int, left: bool) -> Callable[[Any], dict[str, Tensor]]:
+        """What pads a list of examples into a batch; its tensors reach `Trainable.model` by name."""
+        from reft_plugins.training.batches import Collator
+
+        return Collator(fill=fill, left=left)

@@ -58,12 +58,16 @@ def completion_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | i
     Args:
         outputs: of the base model, `logits` `[batch, tokens, vocabulary]`; labels: int64 `[batch, tokens]`.
         num_items_in_batch: completion tokens over all batches accumulated into one step; by default of this batch.
+
+    A method may add a term of its own: `outputs.penalty`, a scalar, weighs in by the batch's share of the step.
     """
     targets = labels[:, 1:]
     counted = targets != IGNORED
     predicted = outputs.logits[:, :-1][counted].float()
     total = F.cross_entropy(predicted, targets[counted], reduction="sum")
-    loss: Tensor = total / (counted.sum() if num_items_in_batch is None else num_items_in_batch)
+    items = counted.sum()
+    penalty = getattr(outputs, "penalty", 0.0)
+    loss: Tensor = (total + penalty * items) / (items if num_items_in_batch is None else num_items_in_batch)
     return loss
 
 

@@ -15,7 +15,7 @@ from reft_plugins.base_model import attention_implementation, identify, locate, 
 from reft_plugins.errors import DataError, TrainingError
 from reft_plugins.manifest import TrainingRecord
 from reft_plugins.training import checkpoints
-from reft_plugins.training.data import Examples, read_examples
+from reft_plugins.training.data import Examples
 from reft_plugins.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -109,8 +109,8 @@ def train(
     directory = locate(base)
     tokenizer = _load_tokenizer(directory)
     limit = _length_limit(directory, settings.max_length)
-    examples = read_examples(data, tokenizer, limit)
-    held_out = None if evaluation is None else read_examples(evaluation, tokenizer, limit)
+    examples = method_.examples(config, data, tokenizer, limit)
+    held_out = None if evaluation is None else method_.examples(config, evaluation, tokenizer, limit)
     run = {
         "base": identity.fingerprint,
         "method": method,
@@ -125,7 +125,9 @@ def train(
     draft = Adapter.create(method, config.model_dump(), trainable.tensors(), identity)
     _check_positions(draft, examples, str(data))
     started = time.monotonic()
-    metrics = _run(trainable, settings, folder, checkpoint, examples, held_out, tokenizer, progress)
+    fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    collator = method_.collator(config, fill, settings.padding_side == "left")
+    metrics = _run(trainable, settings, folder, checkpoint, examples, held_out, collator, progress)
     metrics["seconds"] = time.monotonic() - started
     adapter = Adapter.create(
         method,
@@ -209,19 +211,16 @@ def _run(
     checkpoint: Path | None,
     examples: Examples,
     held_out: Examples | None,
-    tokenizer: Any,
+    collator: Any,
     progress: bool,
 ) -> dict[str, float]:
     import tempfile
 
     from transformers.trainer_callback import PrinterCallback
 
-    from reft_plugins.training.batches import Collator
     from reft_plugins.training.progress import ProgressBar
     from reft_plugins.training.trainer import AdapterTrainer
 
-    fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    collator = Collator(fill=fill, left=settings.padding_side == "left")
     bar = ProgressBar() if progress else None
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if out is None else out / checkpoints.FOLDER

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from reft_plugins.errors import TrainingError
 from reft_plugins.methods import Trainable
-from reft_plugins.training.batches import Collator, completion_loss, completion_statistics
+from reft_plugins.training.batches import completion_loss, completion_statistics
 from reft_plugins.training.checkpoints import PARAMETERS_FILE, mark_complete, resuming
 from reft_plugins.training.data import Examples
 from reft_plugins.training.settings import TrainingSettings
@@ -45,7 +46,7 @@ class AdapterTrainer(Trainer):
         trainable: Trainable,
         settings: TrainingSettings,
         folder: Path,
-        collator: Collator,
+        collator: Callable[[Any], dict[str, Tensor]],
         data: Examples,
         evaluation: Examples | None,
     ) -> None:
@@ -53,7 +54,7 @@ class AdapterTrainer(Trainer):
         super().__init__(
             model=Step(trainable),
             args=_arguments(settings, folder, len(data), evaluation is not None),
-            data_collator=collator,  # type: ignore[arg-type]
+            data_collator=collator,
             train_dataset=data,  # type: ignore[arg-type]
             eval_dataset=evaluation,  # type: ignore[arg-type]
             compute_loss_func=completion_loss,
