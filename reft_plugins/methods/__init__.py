@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
@@ -52,6 +52,21 @@ class Trainable(Protocol):
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors to store."""
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """What a `Trainable` also offers where its training goes through stages."""
+
+    def begin_training(self, steps: int) -> None:
+        """Called before the first step, and again when training is resumed, with the optimizer steps of the whole run.
+
+        Raises:
+            TrainingError: when the stages do not fit into so many steps.
+        """
+
+    def end_step(self, step: int) -> None:
+        """Called after optimizer step number `step`, counted from 1, while its gradients are still there."""
 
 
 class Method(ABC, Generic[ConfigT]):

@@ -11,10 +11,10 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
 from reft_plugins.errors import TrainingError
-from reft_plugins.methods import Trainable
+from reft_plugins.methods import Staged, Trainable
 from reft_plugins.training.batches import completion_loss, completion_statistics
 from reft_plugins.training.checkpoints import PARAMETERS_FILE, mark_complete, resuming
 from reft_plugins.training.data import Examples
@@ -36,6 +36,21 @@ class Step(nn.Module):
         """Outputs of the base model under the method being trained, with `logits` `[batch, tokens, vocabulary]`."""
         self._trainable.begin_batch(prompt_lengths)
         return self.model(**batch, use_cache=False)
+
+
+class Stages(TrainerCallback):
+    """Tells a `Staged` trainable where training is."""
+
+    def __init__(self, staged: Staged) -> None:
+        self._staged = staged
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The steps of the whole run, whether it starts or is resumed."""
+        self._staged.begin_training(state.max_steps)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The Trainer counts the step after its gradients are gone, so it is one ahead here."""
+        self._staged.end_step(state.global_step + 1)
 
 
 class AdapterTrainer(Trainer):
@@ -60,6 +75,8 @@ class AdapterTrainer(Trainer):
             compute_loss_func=completion_loss,
             compute_metrics=_summarise,
         )
+        if isinstance(trainable, Staged):
+            self.add_callback(Stages(trainable))
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """All but parametrised tensors: torch's Householder form of a rotation has signs in it that must stay ±1."""
