@@ -1,0 +1,47 @@
+"""What methods trained by PEFT share: importing it, and wrapping a base model with its errors made ours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from reft_plugins.errors import AdapterError, TrainingError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ADAPTER = "default"
+"""Name PEFT gives the only adapter of a wrapped model."""
+
+WRAPPER = "base_model.model."
+"""What PEFT's tuners put in front of the base model's module names."""
+
+
+def require_peft(method: str) -> Any:
+    """The module `peft`.
+
+    Raises:
+        TrainingError: it cannot be imported; names `method` and what to install.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise TrainingError(
+            f"{method} is trained by PEFT, which cannot be imported ({error}). pip install 'reft-plugins[train]'"
+        ) from None
+    return peft
+
+
+def wrap(method: str, model: nn.Module, settings: Any) -> Any:
+    """`peft.get_peft_model`.
+
+    Args:
+        method: named in errors; settings: a `PeftConfig`.
+
+    Raises:
+        AdapterError: PEFT refuses the settings or the base model.
+    """
+    peft = require_peft(method)
+    try:
+        return peft.get_peft_model(model, settings)
+    except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
+        raise AdapterError(f"PEFT cannot put {method} on {type(model).__name__}: {error}") from error
