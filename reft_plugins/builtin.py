@@ -18,12 +18,20 @@ if TYPE_CHECKING:
 @hookimpl
 def reft_register_methods(register: Callable[..., None]) -> None:
     from reft_plugins.methods.bottleneck import Bottleneck
+    from reft_plugins.methods.consreft import ConsReFT
+    from reft_plugins.methods.direft import DiReFT
+    from reft_plugins.methods.direft_orthonormal import OrthonormalDiReFT
+    from reft_plugins.methods.lobireft import LobiReFT
     from reft_plugins.methods.lora import LoRA
     from reft_plugins.methods.loreft import LoReFT
+    from reft_plugins.methods.noreft import NoReFT
     from reft_plugins.methods.program import ProgramMethod
+    from reft_plugins.methods.red import RED
 
     for method in (LoReFT(), LoRA(), ProgramMethod(), Bottleneck()):
         register(method)
+    for member in (NoReFT(), DiReFT(), OrthonormalDiReFT(), ConsReFT(), LobiReFT(), RED()):
+        register(member)
 
 
 @hookimpl

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from reft_plugins.methods import MethodConfig
-from reft_plugins.methods.loreft.config import Layers, PositionsSpec
+from reft_plugins.methods.interventions.config import Layers, PositionsSpec
 from reft_plugins.program import ACTIVATIONS
 
 Placement = Literal["houlsby", "pfeiffer", "parallel"]
