@@ -42,6 +42,7 @@ def _layers(context: click.Context, parameter: click.Parameter, value: str | Non
 @click.option("--max-length", type=int, help="Most tokens per example; by default the base model's context.")
 @click.option("--padding-side", type=click.Choice(["left", "right"]), default="right", show_default=True)
 @click.option("--dtype", default="float32", show_default=True, help="Of the base: float32, bfloat16, float16.")
+@click.option("--quantization", type=click.Choice(["4bit", "8bit"]), help="Hold the base so in memory (bitsandbytes).")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="By default a GPU if there is one.")
 @click.option("--checkpoint-every", type=int, help="Steps between checkpoints in OUT/checkpoints.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint; give the same options as before.")

@@ -14,8 +14,12 @@ from reft_plugins.adapter import Adapter, parse_config
 from reft_plugins.base_model import attention_implementation, identify, locate, read_config
 from reft_plugins.errors import DataError, TrainingError
 from reft_plugins.manifest import TrainingRecord
+from reft_plugins.methods import ClosedForm
 from reft_plugins.training import checkpoints
+from reft_plugins.training.closed_form import SETTINGS as CLOSED_FORM_SETTINGS
+from reft_plugins.training.closed_form import run_closed_form
 from reft_plugins.training.data import Examples
+from reft_plugins.training.quantization import loading_arguments
 from reft_plugins.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -42,6 +46,7 @@ def train(
     max_length: int | None = None,
     padding_side: str = "right",
     dtype: str = "float32",
+    quantization: str | None = None,
     device: str | None = None,
     checkpoint_every: int | None = None,
     resume: bool = False,
@@ -67,6 +72,7 @@ def train(
         max_length: most tokens of one example, by default the base model's context.
         padding_side: `left` or `right`; neither changes what is learned.
         dtype: of the base model; learned parameters are float32.
+        quantization: `4bit` or `8bit`: hold the base model's linear modules so in memory, by bitsandbytes.
         device: `cpu` or `cuda`, by default a GPU if there is one.
         checkpoint_every: steps between checkpoints; resume: go on from the newest one with the same result.
         log_every: steps between two records of the loss; progress: show a bar on standard error.
@@ -99,6 +105,7 @@ def train(
             "max_length": max_length,
             "padding_side": padding_side,
             "dtype": dtype,
+            "quantization": quantization,
             "device": device,
             "checkpoint_every": checkpoint_every,
             "log_every": log_every,
@@ -123,11 +130,16 @@ def train(
 
     trainable = _attach(directory, method_, config, identity, settings)
     draft = Adapter.create(method, config.model_dump(), trainable.tensors(), identity)
-    _check_positions(draft, examples, str(data))
+    closed_form = isinstance(trainable, ClosedForm)
+    if not closed_form:
+        _check_positions(draft, examples, str(data))
     started = time.monotonic()
     fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     collator = method_.collator(config, fill, settings.padding_side == "left")
-    metrics = _run(trainable, settings, folder, checkpoint, examples, held_out, collator, progress)
+    if closed_form:
+        metrics = run_closed_form(trainable, settings, examples, held_out, collator, progress)
+    else:
+        metrics = _run(trainable, settings, folder, checkpoint, examples, held_out, collator, progress)
     metrics["seconds"] = time.monotonic() - started
     adapter = Adapter.create(
         method,
@@ -140,7 +152,7 @@ def train(
             seed=settings.seed,
             steps=int(metrics.pop("steps")),
             epochs=metrics.pop("epochs"),
-            arguments=_arguments_of(settings, held_out),
+            arguments=_arguments_of(settings, held_out, closed_form),
             metrics=metrics,
         ),
     )
@@ -183,7 +195,10 @@ def _attach(directory: Path, method: Any, config: Any, identity: Any, settings: 
 
     set_seed(settings.seed)
     model = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=getattr(torch, settings.dtype), attn_implementation=attention_implementation(directory)
+        directory,
+        dtype=getattr(torch, settings.dtype),
+        attn_implementation=attention_implementation(directory),
+        **loading_arguments(settings.quantization, settings.dtype, settings.device),
     )
     model.requires_grad_(False)
     trainable: Trainable = method.attach(model, config, identity)
@@ -261,6 +276,7 @@ def _finite(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
     return tensors
 
 
-def _arguments_of(settings: TrainingSettings, held_out: Examples | None) -> dict[str, Any]:
-    arguments = settings.model_dump(exclude_none=True, exclude={"seed"})
+def _arguments_of(settings: TrainingSettings, held_out: Examples | None, closed_form: bool) -> dict[str, Any]:
+    used = set(CLOSED_FORM_SETTINGS) if closed_form else None
+    arguments = settings.model_dump(exclude_none=True, include=used, exclude={"seed"})
     return arguments if held_out is None else {**arguments, "evaluation_sha256": held_out.digest}

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reft_plugins.errors import TrainingError
+from reft_plugins.training.quantization import Quantization
 
 
 class TrainingSettings(BaseModel):
@@ -28,6 +29,7 @@ class TrainingSettings(BaseModel):
     max_length: int | None = Field(default=None, ge=2)
     padding_side: Literal["left", "right"] = "right"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    quantization: Quantization | None = None
     device: Literal["cpu", "cuda"] | None = None
     checkpoint_every: int | None = Field(default=None, ge=1)
     log_every: int = Field(default=10, ge=1)
