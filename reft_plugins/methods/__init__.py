@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -67,6 +67,21 @@ class Staged(Protocol):
 
     def end_step(self, step: int) -> None:
         """Called after optimizer step number `step`, counted from 1, while its gradients are still there."""
+
+
+@runtime_checkable
+class ClosedForm(Protocol):
+    """What a `Trainable` also offers where its parameters are computed from the data, without gradients."""
+
+    def fit(self, batches: Iterable[dict[str, Tensor]]) -> dict[str, float]:
+        """Set the parameters from one pass over the training data, as `Method.collator` batches it.
+
+        Returns:
+            measures of the fit, for the manifest.
+        """
+
+    def evaluate(self, batches: Iterable[dict[str, Tensor]]) -> dict[str, float]:
+        """Measures of the parameters on held-out data."""
 
 
 class Method(ABC, Generic[ConfigT]):

@@ -24,10 +24,10 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
-class Examples(Sequence[Example]):  # type: ignore[misc]
-    """A tokenized data set with the SHA-256 of its file."""
+class Examples(Sequence[Any]):  # type: ignore[misc]
+    """A tokenized data set with the SHA-256 of its file. Rows are `Example`s, or what a method reads instead."""
 
-    rows: tuple[Example, ...]
+    rows: tuple[Any, ...]
     digest: str
 
     def __len__(self) -> int:
@@ -56,7 +56,7 @@ def read_examples(path: str | Path, tokenizer: Any, max_length: int) -> Examples
         raise DataError("the base model's tokenizer has no end token (eos_token), so completions would never end")
     path = Path(path)
     rows = []
-    for where, prompt, completion in _lines(path):
+    for where, (prompt, completion) in read_fields(path, ("prompt", "completion")):
         prompt_ids = tuple(tokenizer(prompt).input_ids)
         completion_ids = (*tokenizer(completion, add_special_tokens=False).input_ids, tokenizer.eos_token_id)
         example = Example(prompt_ids, completion_ids)
@@ -77,7 +77,13 @@ def digest_of_file(path: str | Path) -> str:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str, str]]:
+def read_fields(path: str | Path, fields: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The texts under `fields` of every line of a JSONL file, with file and line for messages; blank lines are skipped.
+
+    Raises:
+        DataError: naming file and line: unreadable, malformed, or a field missing, empty or no text.
+    """
+    path = Path(path)
     try:
         file = path.open("rb")
     except OSError as error:
@@ -86,19 +92,18 @@ def _lines(path: Path) -> Iterator[tuple[str, str, str]]:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 where = f"{path}, line {number}"
-                prompt, completion = _fields(line, where)
-                yield where, prompt, completion
+                yield where, _texts(line, fields, where)
 
 
-def _fields(line: bytes, where: str) -> tuple[str, str]:
+def _texts(line: bytes, fields: tuple[str, ...], where: str) -> tuple[str, ...]:
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON: {error}") from None
     if not isinstance(row, dict):
-        raise DataError(f"{where}: expected an object with prompt and completion, found {type(row).__name__}")
+        raise DataError(f"{where}: expected an object with {' and '.join(fields)}, found {type(row).__name__}")
     values = []
-    for field in ("prompt", "completion"):
+    for field in fields:
         value = row.get(field)
         if field not in row:
             raise DataError(f"{where}: field {field!r} is missing; the line has {', '.join(map(repr, row)) or 'none'}")
@@ -107,4 +112,4 @@ def _fields(line: bytes, where: str) -> tuple[str, str]:
         if not value.strip():
             raise DataError(f"{where}: field {field!r} is empty")
         values.append(value)
-    return values[0], values[1]
+    return tuple(values)
