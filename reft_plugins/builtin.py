@@ -25,13 +25,18 @@ def reft_register_methods(register: Callable[..., None]) -> None:
     from reft_plugins.methods.lora import LoRA
     from reft_plugins.methods.loreft import LoReFT
     from reft_plugins.methods.noreft import NoReFT
+    from reft_plugins.methods.p_tuning import PTuning
+    from reft_plugins.methods.prefix_tuning import PrefixTuning
     from reft_plugins.methods.program import ProgramMethod
+    from reft_plugins.methods.prompt_tuning import PromptTuning
     from reft_plugins.methods.red import RED
 
     for method in (LoReFT(), LoRA(), ProgramMethod(), Bottleneck()):
         register(method)
     for member in (NoReFT(), DiReFT(), OrthonormalDiReFT(), ConsReFT(), LobiReFT(), RED()):
         register(member)
+    for in_front in (PromptTuning(), PTuning(), PrefixTuning()):
+        register(in_front)
 
 
 @hookimpl
