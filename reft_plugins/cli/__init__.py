@@ -15,6 +15,7 @@ _BUILT_IN = {
     "generate": "reft_plugins.cli.generate",
     "import": "reft_plugins.cli.import_",
     "inspect": "reft_plugins.cli.inspect",
+    "compose": "reft_plugins.cli.compose",
     "plugins": "reft_plugins.cli.plugins",
     "doctor": "reft_plugins.cli.doctor",
     "export": "reft_plugins.cli.export",
