@@ -17,7 +17,6 @@ class PeftPrompt:
     Args:
         method: named in errors; model: base model; settings: PEFT's configuration of prompt learning.
         stored: what an adapter stores, from the wrapped model.
-        rows: learned rows whose logits stand in front of those of the real tokens.
 
     Raises:
         TrainingError: PEFT is not installed.
@@ -25,12 +24,12 @@ class PeftPrompt:
     """
 
     def __init__(
-        self, method: str, model: nn.Module, settings: Any, stored: Callable[[Any], dict[str, Tensor]], rows: int = 0
+        self, method: str, model: nn.Module, settings: Any, stored: Callable[[Any], dict[str, Tensor]]
     ) -> None:
         self._wrapped: Any = wrap(method, model, settings)
         self._stored = stored
         self.parameters: nn.Module = self._wrapped.prompt_encoder[ADAPTER]
-        self.model = _RealTokens(self._wrapped, rows)
+        self.model = _RealTokens(self._wrapped)
 
     def begin_batch(self, prompt_lengths: Tensor) -> None:
         """What is learned stands in front of every row, so the prompt's length is not needed."""
@@ -52,22 +51,37 @@ class _RealTokens(nn.Module):
     front, a row's padding would stand between its prompt and the real tokens.
     """
 
-    def __init__(self, wrapped: nn.Module, rows: int) -> None:
+    def __init__(self, wrapped: nn.Module) -> None:
         super().__init__()
-        self.wrapped, self._rows = wrapped, rows
+        self.wrapped = wrapped
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None, **options: Any
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor | None = None,
+        logits_to_keep: int | None = None,
+        **options: Any,
     ) -> Any:
-        """Outputs with `logits` `[batch, tokens, vocabulary]`; positions follow from the mask."""
-        order = attention_mask.argsort(dim=1, descending=True, stable=True)
-        behind = bool((order.diff(dim=1) > 0).all())
-        if not behind:
+        """Outputs with `logits` `[batch, tokens, vocabulary]`, or of the last `logits_to_keep` tokens.
+
+        Positions follow from the mask, so `position_ids` are not needed.
+        """
+        width = input_ids.shape[1]
+        kept = computed = width if logits_to_keep is None else logits_to_keep
+        padding = width - attention_mask.sum(dim=1, keepdim=True)
+        in_front = bool((attention_mask[:, 0] == 0).any())
+        if in_front:
+            order = attention_mask.argsort(dim=1, descending=True, stable=True)
             input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
+            computed = min(width, kept + int(padding.max()))
+        if logits_to_keep is not None:
+            options["logits_to_keep"] = computed
         outputs = self.wrapped(input_ids=input_ids, attention_mask=attention_mask, **options)
-        logits = outputs.logits[:, self._rows :]
-        if not behind:
-            logits = logits.take_along_dim(order.argsort(dim=1)[..., None], dim=1)
+        logits = outputs.logits[:, -computed:]
+        if in_front:
+            columns = torch.arange(computed - kept, computed, device=logits.device) - padding
+            logits = logits.take_along_dim(columns.clamp(min=0)[..., None], dim=1)
         outputs.logits = logits
         return outputs
 

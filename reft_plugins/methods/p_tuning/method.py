@@ -57,7 +57,7 @@ class PTuning(Method[PTuningConfig]):
             encoder_num_layers=config.encoder_layers,
             encoder_dropout=config.encoder_dropout,
         )
-        return PeftPrompt("P-tuning", model, settings, virtual_tokens, rows=config.num_virtual_tokens)
+        return PeftPrompt("P-tuning", model, settings, virtual_tokens)
 
     def lower(self, config: PTuningConfig, tensors: Mapping[str, Tensor]) -> Program:
         """One `VirtualTokens`."""

@@ -56,7 +56,7 @@ class PromptTuning(Method[PromptTuningConfig]):
             prompt_tuning_init_text=config.init_text,
             tokenizer_name_or_path=getattr(model, "name_or_path", None) if config.init == "text" else None,
         )
-        return PeftPrompt("prompt tuning", model, settings, virtual_tokens, rows=config.num_virtual_tokens)
+        return PeftPrompt("prompt tuning", model, settings, virtual_tokens)
 
     def lower(self, config: PromptTuningConfig, tensors: Mapping[str, Tensor]) -> Program:
         """One `VirtualTokens`."""
