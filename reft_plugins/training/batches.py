@@ -28,12 +28,13 @@ class Collator:
     fill: int
     left: bool
 
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Make a batch.
 
         Returns:
             int64 `input_ids`, `attention_mask`, `position_ids` (index in the row without its padding) and `labels`
-            (`IGNORED` on the prompt), each `[batch, tokens]`, and `prompt_lengths` `[batch]`.
+            (`IGNORED` on the prompt), each `[batch, tokens]`, `prompt_lengths` `[batch]`, and the number
+            `logits_to_keep`: only so many of the last columns predict a completion.
         """
         width = max(map(len, examples))
         tokens = self._pad([(*row.prompt, *row.completion) for row in examples], width, self.fill)
@@ -45,6 +46,7 @@ class Collator:
             "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
             "labels": labels,
             "prompt_lengths": torch.tensor([len(row.prompt) for row in examples]),
+            "logits_to_keep": width + 1 - int((labels != IGNORED).any(0).nonzero()[0]),
         }
 
     def _pad(self, rows: Sequence[Sequence[int]], width: int, fill: int) -> Tensor:
@@ -56,14 +58,15 @@ def completion_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | i
     """Cross-entropy of the completions in nats: summed, divided by the completion tokens of the whole step.
 
     Args:
-        outputs: of the base model, `logits` `[batch, tokens, vocabulary]`; labels: int64 `[batch, tokens]`.
+        outputs: of the base model, `logits` `[batch, tokens, vocabulary]`, perhaps of the last columns only;
+            labels: int64 `[batch, tokens]`.
         num_items_in_batch: completion tokens over all batches accumulated into one step; by default of this batch.
 
     A method may add a term of its own: `outputs.penalty`, a scalar, weighs in by the batch's share of the step.
     """
-    targets = labels[:, 1:]
+    logits, targets = _aligned(outputs.logits, labels)
     counted = targets != IGNORED
-    predicted = outputs.logits[:, :-1][counted].float()
+    predicted = logits[counted].float()
     total = F.cross_entropy(predicted, targets[counted], reduction="sum")
     items = counted.sum()
     penalty = getattr(outputs, "penalty", 0.0)
@@ -77,9 +80,15 @@ def completion_statistics(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         float32 `[batch, 3]`: summed cross-entropy, completion tokens, and how many of them had the highest logit.
     """
-    targets = labels[:, 1:]
+    logits, targets = _aligned(logits, labels)
     counted = targets != IGNORED
-    predicted = logits[:, :-1].float()
+    predicted = logits.float()
     losses = F.cross_entropy(predicted.transpose(1, 2), targets, reduction="none", ignore_index=IGNORED)
     correct = (predicted.argmax(-1) == targets) & counted
     return torch.stack([losses.sum(-1), counted.sum(-1).float(), correct.sum(-1).float()], dim=-1)
+
+
+def _aligned(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Each column of logits with the labels it predicts; columns are counted from the end, where logits may be cut."""
+    kept = min(logits.shape[1], labels.shape[1])
+    return logits[:, -kept:-1], labels[:, labels.shape[1] - kept + 1 :]

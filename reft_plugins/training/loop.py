@@ -44,7 +44,8 @@ def train(
     schedule: str = "linear",
     seed: int = 0,
     max_length: int | None = None,
-    padding_side: str = "right",
+    group_by_length: bool = True,
+    padding_side: str = "left",
     dtype: str = "float32",
     quantization: str | None = None,
     device: str | None = None,
@@ -70,7 +71,9 @@ def train(
         schedule: `linear` or `cosine` to zero, `constant`, or `constant_with_warmup`.
         seed: of initialisation, data order and dropout.
         max_length: most tokens of one example, by default the base model's context.
-        padding_side: `left` or `right`; neither changes what is learned.
+        group_by_length: draw batches of examples of like length, which saves padding; the order stays random.
+        padding_side: `left` or `right`; neither changes what is learned. With `left` completions end together, so
+            logits of prompts need not be computed.
         dtype: of the base model; learned parameters are float32.
         quantization: `4bit` or `8bit`: hold the base model's linear modules so in memory, by bitsandbytes.
         device: `cpu` or `cuda`, by default a GPU if there is one.
@@ -103,6 +106,7 @@ def train(
             "schedule": schedule,
             "seed": seed,
             "max_length": max_length,
+            "group_by_length": group_by_length,
             "padding_side": padding_side,
             "dtype": dtype,
             "quantization": quantization,

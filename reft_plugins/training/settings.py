@@ -27,7 +27,8 @@ class TrainingSettings(BaseModel):
     schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     seed: int = Field(default=0, ge=0, lt=2**32)
     max_length: int | None = Field(default=None, ge=2)
-    padding_side: Literal["left", "right"] = "right"
+    group_by_length: bool = True
+    padding_side: Literal["left", "right"] = "left"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     quantization: Quantization | None = None
     device: Literal["cpu", "cuda"] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from reft_plugins.errors import TrainingError
 from reft_plugins.methods import Staged, Trainable
 from reft_plugins.training.batches import completion_loss, completion_statistics
 from reft_plugins.training.checkpoints import PARAMETERS_FILE, mark_complete, resuming
 from reft_plugins.training.data import Examples
+from reft_plugins.training.order import LikeLengths
 from reft_plugins.training.settings import TrainingSettings
 
 
@@ -31,10 +33,17 @@ class Step(nn.Module):
         super().__init__()
         self.model, self.learned = trainable.model, trainable.parameters
         self._trainable = trainable
+        base = next((module for module in self.model.modules() if isinstance(module, PreTrainedModel)), self.model)
+        self._cuts_logits = "logits_to_keep" in signature(base.forward).parameters
 
-    def forward(self, prompt_lengths: Tensor, **batch: Tensor) -> Any:
-        """Outputs of the base model under the method being trained, with `logits` `[batch, tokens, vocabulary]`."""
+    def forward(self, prompt_lengths: Tensor, logits_to_keep: int | None = None, **batch: Tensor) -> Any:
+        """Outputs of the base model under the method being trained, with `logits` `[batch, tokens, vocabulary]`.
+
+        With `logits_to_keep` only the logits of so many of the last columns are needed, and computed if the model can.
+        """
         self._trainable.begin_batch(prompt_lengths)
+        if logits_to_keep is not None and self._cuts_logits:
+            return self.model(**batch, use_cache=False, logits_to_keep=logits_to_keep)
         return self.model(**batch, use_cache=False)
 
 
@@ -66,6 +75,7 @@ class AdapterTrainer(Trainer):
         evaluation: Examples | None,
     ) -> None:
         self._learned = trainable.parameters
+        self._like_lengths = settings.group_by_length
         super().__init__(
             model=Step(trainable),
             args=_arguments(settings, folder, len(data), evaluation is not None),
@@ -81,6 +91,12 @@ class AdapterTrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """All but parametrised tensors: torch's Householder form of a rotation has signs in it that must stay ±1."""
         return [name for name in super().get_decay_parameter_names(model) if ".parametrizations." not in name]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if not self._like_lengths:
+            return super()._get_train_sampler(train_dataset)
+        lengths = [len(row) for row in self.train_dataset]  # type: ignore[union-attr, arg-type]
+        return LikeLengths(lengths, int(self.args.per_device_train_batch_size), int(self.args.seed))
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass.
