@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from reft_plugins.manifest import BaseModelIdentity
 from reft_plugins.methods import Method, Trainable
+from reft_plugins.methods._weights import REPLACEMENTS, by_module
 from reft_plugins.methods.lora.config import LoRAConfig
 from reft_plugins.methods.lora.patterns import module_alpha
 from reft_plugins.program import Program, WeightDelta
@@ -16,12 +17,16 @@ from reft_plugins.program import Program, WeightDelta
 if TYPE_CHECKING:
     from reft_plugins.methods.lora.module import PeftLoRA
 
+TENSORS = ("lora_A", "lora_B", "lora_bias", "magnitude", *REPLACEMENTS)
+
 
 class LoRA(Method[LoRAConfig]):
     """`W <- W + s B A`, `s = alpha / rank` (Hu et al. 2021, arXiv:2106.09685 eq. 3).
 
     Tensors: `<module>.lora_A` `[rank, in]`, `<module>.lora_B` `[out, rank]`, and where they were learned
-    `<module>.lora_bias` `[out]` and `<module>.magnitude` `[out]` (DoRA); `<module>` is the qualified name in the base.
+    `<module>.lora_bias` `[out]` and `<module>.magnitude` `[out]` (DoRA, arXiv:2402.09353 eq. 5); of an embedding
+    `in` is the vocabulary. `<module>.new_weight` and `.new_bias` take the place of the module's own
+    (`modules_to_save`). `<module>` is the qualified name in the base. The rank is the number of rows of `A`.
     """
 
     name = "lora"
@@ -30,7 +35,11 @@ class LoRA(Method[LoRAConfig]):
     """Usual for billions of parameters; models of a few million want about 3e-3."""
 
     def attach(self, model: nn.Module, config: LoRAConfig, base: BaseModelIdentity) -> Trainable:
-        """Wrap the base model by PEFT."""
+        """Wrap the base model by PEFT.
+
+        Raises:
+            TrainingError: PEFT is not installed; AdapterError: it refuses the settings on this base model.
+        """
         from reft_plugins.methods.lora.module import PeftLoRA
 
         trainable: PeftLoRA = PeftLoRA(model, config)
@@ -38,11 +47,13 @@ class LoRA(Method[LoRAConfig]):
 
     def lower(self, config: LoRAConfig, tensors: Mapping[str, Tensor]) -> Program:
         """One `WeightDelta` per module, in the order of module names."""
-        modules = sorted({name.rpartition(".")[0] for name in tensors})
-        return Program(tuple(_lower_module(module, config, tensors) for module in modules))
+        return Program(tuple(_delta(module, has, config, tensors) for module, has in by_module(tensors, TENSORS)))
 
 
-def _lower_module(module: str, config: LoRAConfig, tensors: Mapping[str, Tensor]) -> WeightDelta:
+def _delta(module: str, has: set[str], config: LoRAConfig, tensors: Mapping[str, Tensor]) -> WeightDelta:
+    weight, own_bias = (tensors.get(f"{module}.{name}") for name in REPLACEMENTS)
+    if has <= set(REPLACEMENTS):
+        return WeightDelta(module=module, new_weight=weight, new_bias=own_bias)
     a, b = tensors[f"{module}.lora_A"], tensors[f"{module}.lora_B"]
     alpha = module_alpha(module, config.alpha_pattern, config.alpha)
     scaling = alpha / (a.shape[0] ** 0.5 if config.use_rslora else a.shape[0])
@@ -54,4 +65,6 @@ def _lower_module(module: str, config: LoRAConfig, tensors: Mapping[str, Tensor]
         scaling=scaling,
         magnitude=tensors.get(f"{module}.magnitude"),
         bias=None if bias is None else bias * scaling,
+        new_weight=weight,
+        new_bias=own_bias,
     )

@@ -3,73 +3,93 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from reft_plugins.errors import AdapterError, TrainingError
+from reft_plugins.errors import AdapterError
+from reft_plugins.methods._peft import ADAPTER
+from reft_plugins.methods._weights import PeftTrainable, peft_config, peft_targets, transposed
 from reft_plugins.methods.lora.config import LoRAConfig
 from reft_plugins.methods.lora.patterns import by_precedence
 
-_ADAPTER = "default"
-_WRAPPER = "base_model.model."
+T = TypeVar("T")
 
 
-class PeftLoRA:
-    """A base model wrapped by PEFT; see `reft_plugins.methods.Trainable`.
-
-    Raises:
-        TrainingError: PEFT is not installed.
-        AdapterError: no module of the base model has one of the names in `config.target_modules`.
-    """
+class PeftLoRA(PeftTrainable):
+    """A base model with PEFT's LoRA on it; see `PeftTrainable`."""
 
     def __init__(self, model: nn.Module, config: LoRAConfig) -> None:
-        try:
-            from peft import LoraConfig, get_peft_model
-        except ImportError as error:
-            raise TrainingError(
-                f"LoRA is trained by PEFT, which cannot be imported ({error}). pip install 'reft-plugins[train]'"
-            ) from None
-        targets = config.target_modules if isinstance(config.target_modules, str) else list(config.target_modules)
-        settings = LoraConfig(
+        settings = peft_config(
+            "LoRA",
+            "LoraConfig",
             r=config.rank,
-            lora_alpha=config.alpha,  # type: ignore[arg-type]
+            lora_alpha=config.alpha,
             lora_dropout=config.dropout,
-            target_modules=targets,
+            target_modules=peft_targets(model, config),
+            modules_to_save=list(config.modules_to_save) or None,
             use_rslora=config.use_rslora,
-            fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
-            alpha_pattern={re.escape(name): config.alpha_pattern[name] for name in by_precedence(config.alpha_pattern)},
+            use_dora=config.use_dora,
+            lora_bias=config.lora_bias,
+            init_lora_weights=config.init_lora_weights,
+            fan_in_fan_out=transposed(model),
+            rank_pattern=_regular_expressions(config.rank_pattern),
+            alpha_pattern=_regular_expressions(config.alpha_pattern),
             task_type="CAUSAL_LM",
         )
-        try:
-            self.model: Any = get_peft_model(model, settings)  # type: ignore[arg-type]
-        except ValueError as error:
-            raise AdapterError(f"target_modules {targets!r} do not fit the base model: {error}") from None
-        self._layers = dict(_lora_layers(self.model))
-        self.parameters = nn.ParameterList(
-            layer_map[_ADAPTER].weight for layer in self._layers.values() for layer_map in (layer.lora_A, layer.lora_B)
-        )
+        super().__init__("LoRA", model, settings)
+        self._rslora = config.use_rslora
+        self._layers = self._linear_and_embedding_layers()
+        self._initial: dict[str, tuple[Tensor, Tensor]] = {}
+        if str(config.init_lora_weights).startswith("pissa"):
+            self._initial = {
+                name: (layer.lora_A[ADAPTER].weight.detach().clone(), layer.lora_B[ADAPTER].weight.detach().clone())
+                for name, layer in self._layers.items()
+                if ADAPTER in layer.lora_A
+            }
 
-    def begin_batch(self, prompt_lengths: Tensor) -> None:
-        """LoRA applies to every token, so the prompt's length is not needed."""
+    def _linear_and_embedding_layers(self) -> dict[str, Any]:
+        from peft.tuners.lora import LoraLayer
+
+        layers = self.tuned(LoraLayer)
+        for name, layer in layers.items():
+            linear = ADAPTER in layer.lora_A and layer.lora_A[ADAPTER].weight.ndim == 2
+            if not linear and ADAPTER not in layer.lora_embedding_A:
+                raise AdapterError(f"target_modules: {name} is neither a linear module nor an embedding")
+        return layers
 
     def tensors(self) -> dict[str, Tensor]:
-        """`<module>.lora_A` `[rank, in]` and `<module>.lora_B` `[out, rank]`, by names in the unwrapped base model."""
+        """The tensors of `LoRA`, by names in the unwrapped base model."""
         found: dict[str, Tensor] = {}
         for name, layer in self._layers.items():
-            found[f"{name}.lora_A"] = layer.lora_A[_ADAPTER].weight
-            found[f"{name}.lora_B"] = layer.lora_B[_ADAPTER].weight
-        return found
+            found |= {f"{name}.{kind}": tensor for kind, tensor in self._of(name, layer).items()}
+        return found | self.replaced()
+
+    def _of(self, name: str, layer: Any) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        if ADAPTER in layer.lora_A:
+            found |= {"lora_A": layer.lora_A[ADAPTER].weight, "lora_B": layer.lora_B[ADAPTER].weight}
+            if layer.lora_B[ADAPTER].bias is not None:
+                found["lora_bias"] = layer.lora_B[ADAPTER].bias
+        else:
+            found |= {"lora_A": layer.lora_embedding_A[ADAPTER], "lora_B": layer.lora_embedding_B[ADAPTER]}
+        if ADAPTER in layer.lora_magnitude_vector:
+            found["magnitude"] = layer.lora_magnitude_vector[ADAPTER].weight
+        return found if name not in self._initial else self._since_the_beginning(found, *self._initial[name])
+
+    def _since_the_beginning(self, now: dict[str, Tensor], a: Tensor, b: Tensor) -> dict[str, Tensor]:
+        """The change of a base that PEFT emptied of `b @ a`, against the untouched base: `B A - b a`, of rank 2r.
+
+        The scaling that goes with twice the rank is smaller, by two or (rsLoRA) by its root, which `B` makes up for.
+        """
+        factor = 2**0.5 if self._rslora else 2.0
+        a, b = a.to(now["lora_A"].device), b.to(now["lora_B"].device)
+        both = {"lora_A": torch.cat([now["lora_A"], a]), "lora_B": torch.cat([now["lora_B"], -b], dim=1) * factor}
+        return now | both
 
 
-def _lora_layers(model: nn.Module) -> list[tuple[str, Any]]:
-    from peft.tuners.lora import LoraLayer
-
-    layers = []
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer):
-            ours = name.removeprefix(_WRAPPER)
-            if not isinstance(module, nn.Module) or _ADAPTER not in module.lora_A:
-                raise AdapterError(f"target_modules: {ours} is not a linear module, which LoRA here needs")
-            layers.append((ours, module))
-    return layers
+def _regular_expressions(names: Mapping[str, T]) -> dict[str, T]:
+    """Names as PEFT's patterns, which are tried in order."""
+    return {re.escape(name): names[name] for name in by_precedence(names)}

@@ -31,6 +31,6 @@ def module_alpha(module: str, names: Mapping[str, float], default: float) -> flo
     return default
 
 
-def by_precedence(names: Mapping[str, float]) -> list[str]:
+def by_precedence(names: Mapping[str, object]) -> list[str]:
     """Longest name first, then alphabetically: independent of the order in which a manifest stores them."""
     return sorted(names, key=lambda name: (-len(name), name))
