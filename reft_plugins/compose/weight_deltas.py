@@ -93,9 +93,7 @@ def _low_rank(terms: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor | None, Te
 
 
 def _total(terms: Sequence[Tensor]) -> Tensor | None:
-    import torch
-
-    return torch.stack(list(terms)).sum(0) if terms else None
+    return sum(terms[1:], terms[0]) if terms else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

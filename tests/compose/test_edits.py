@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import reft_plugins as reft
-from reft_plugins import compose
+from reft_plugins import compose, plugins
 from reft_plugins.adapter import Adapter
 from reft_plugins.base_model import identify
-from reft_plugins.compose.edits import disjoint
+from reft_plugins.compose.edits import disjoint, scale_edit
 from reft_plugins.errors import AdapterError, BaseMismatchError
 from reft_plugins.methods.program import adapter_of
 from reft_plugins.positions import Positions
@@ -97,7 +97,7 @@ def test_subspaces_at_one_site_are_stacked_and_read_the_unedited_state(
 
 
 def test_orthogonal_subspaces_act_as_if_alone(tiny_llama: Path, runtime: Any) -> None:
-    """What each writes, and therefore what the other one's subspace holds afterwards, is the same as without the other."""
+    """What each writes, and what its subspace holds afterwards, is the same as without the other one."""
     hidden = identify(tiny_llama).hidden_size
     basis = torch.linalg.qr(torch.randn(hidden, 8, generator=torch.Generator().manual_seed(0)))[0].T
     rows = [basis[:4].contiguous(), basis[4:].contiguous()]
@@ -238,17 +238,14 @@ def test_parents_weights_and_hooks(tiny_llama: Path, tmp_path: Path) -> None:
     class Halve:
         @reft.hookimpl
         def reft_lower(self, program: Program) -> Program:
-            from reft_plugins.compose.edits import scale_edit
-
             return Program(tuple(scale_edit(edit, 0.5) for edit in program.edits))
 
     plugin = Halve()
-    reft_plugins_manager = __import__("reft_plugins.plugins", fromlist=["manager"]).manager()
-    reft_plugins_manager.register(plugin)
+    plugins.manager().register(plugin)
     try:
         both = compose.compose([tmp_path / "german", two], [0.5, 1])
     finally:
-        reft_plugins_manager.unregister(plugin)
+        plugins.manager().unregister(plugin)
     parents = both.manifest.parents
     assert [(p.relation, p.source, p.digest) for p in parents] == [
         ("composed", "german", one.digest),
