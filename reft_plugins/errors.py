@@ -41,6 +41,10 @@ class TrainingError(ReftError):
     """Training had to stop, for example on a loss that is not finite."""
 
 
+class TrainingInterruptedError(TrainingError):
+    """Training was stopped by a signal; the message says how to go on from the checkpoint."""
+
+
 class ExportError(ReftError):
     """An export failed or would not be faithful; no file that looks finished is left behind."""
 

@@ -25,7 +25,7 @@ def prepare(out: Path | None, resume: bool, run: Mapping[str, Any], wanted: bool
         out: where the adapter will be; its checkpoints live beside it until training ends.
         resume: whether the caller asked to go on.
         run: everything that must be equal for a resumed run to continue the same computation.
-        wanted: whether checkpoints will be written.
+        wanted: whether the caller asked for checkpoints; an interruption writes one in any case.
 
     Returns:
         the newest whole checkpoint to resume from, or None to start from the beginning.
@@ -50,9 +50,8 @@ def prepare(out: Path | None, resume: bool, run: Mapping[str, Any], wanted: bool
         raise TrainingError(
             f"{folder}: an interrupted run left {found.name}; continue it with resume=True (--resume), or remove it"
         )
-    if wanted:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / _RUN).write_text(json.dumps(run, indent=2, sort_keys=True), "utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _RUN).write_text(json.dumps(run, indent=2, sort_keys=True), "utf-8")
     return None
 
 

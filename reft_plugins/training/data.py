@@ -59,6 +59,9 @@ def read_examples(path: str | Path, tokenizer: Any, max_length: int) -> Examples
     for where, (prompt, completion) in read_fields(path, ("prompt", "completion")):
         prompt_ids = tuple(tokenizer(prompt).input_ids)
         completion_ids = (*tokenizer(completion, add_special_tokens=False).input_ids, tokenizer.eos_token_id)
+        for field, ids in (("prompt", prompt_ids), ("completion", completion_ids[:-1])):
+            if not ids:
+                raise DataError(f"{where}: the base model's tokenizer makes no token of the {field}")
         example = Example(prompt_ids, completion_ids)
         if len(example) > max_length:
             raise DataError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from reft_plugins.training.closed_form import SETTINGS as CLOSED_FORM_SETTINGS
 from reft_plugins.training.closed_form import run_closed_form
 from reft_plugins.training.data import Examples
 from reft_plugins.training.quantization import loading_arguments
+from reft_plugins.training.room import check_room
 from reft_plugins.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -78,8 +80,13 @@ def train(
         quantization: `4bit` or `8bit`: hold the base model's linear modules so in memory, by bitsandbytes.
         device: `cpu` or `cuda`, by default a GPU if there is one.
         checkpoint_every: steps between checkpoints; resume: go on from the newest one with the same result.
+            With `out`, SIGINT (Ctrl-C) and SIGTERM end training behind a checkpoint as well, at any step.
         log_every: steps between two records of the loss; progress: show a bar on standard error.
         **method_settings: settings of the method, for LoReFT `positions`, `layers`, `rank`, ….
+
+    Rules for the data: an example is never cut. One that is longer than `max_length`, or than the context after the
+    virtual tokens or prefix of the method, is an error. So is a prompt or completion that is empty, blank, or of which
+    the tokenizer makes no token. Padding and the other rows of a batch change no example's loss.
 
     Returns:
         the adapter; its manifest records data digest, settings and metrics.
@@ -87,6 +94,7 @@ def train(
     Raises:
         DataError: the data cannot be used; names file and line.
         TrainingError: wrong settings, a missing library, a loss that is not finite, or checkpoints that do not fit.
+        TrainingInterruptedError: stopped by a signal; says how to go on.
         AdapterError: wrong settings of the method; UnknownPluginError: no such method.
         BaseModelError: the base model cannot be read.
     """
@@ -127,7 +135,7 @@ def train(
         "method": method,
         "config": config.model_dump(mode="json"),
         "data": examples.digest,
-        "settings": settings.model_dump(),
+        "settings": settings.model_dump(exclude={"checkpoint_every"}),
     }
     folder = None if out is None else Path(out)
     checkpoint = checkpoints.prepare(folder, resume, run, settings.checkpoint_every is not None)
@@ -137,6 +145,10 @@ def train(
     closed_form = isinstance(trainable, ClosedForm)
     if not closed_form:
         _check_positions(draft, examples, str(data))
+    program, context = draft.lower(), _length_limit(directory, None)
+    check_room(program, examples, context, str(data))
+    if held_out is not None:
+        check_room(program, held_out, context, str(evaluation))
     started = time.monotonic()
     fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     collator = method_.collator(config, fill, settings.padding_side == "left")
@@ -237,6 +249,7 @@ def _run(
 
     from transformers.trainer_callback import PrinterCallback
 
+    from reft_plugins.training.interruption import Interruption
     from reft_plugins.training.progress import ProgressBar
     from reft_plugins.training.trainer import AdapterTrainer
 
@@ -245,13 +258,17 @@ def _run(
         folder = Path(scratch) if out is None else out / checkpoints.FOLDER
         trainer = AdapterTrainer(trainable, settings, folder, collator, examples, held_out)
         trainer.remove_callback(PrinterCallback)
+        interruption = Interruption()
+        trainer.add_callback(interruption)
         if bar is not None:
             trainer.add_callback(bar)
         try:
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            with nullcontext() if out is None else interruption.listening():
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
             if bar is not None:
                 bar.stop()
+        interruption.check(folder)
     return _metrics(trainer.state, trainable, examples)
 
 
