@@ -4,37 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from strong_adapters import strong_loreft
 
 import reft_plugins as reft
 from reft_plugins import cli
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
-    """Call `reft` in this process, as its entry point does."""
-    monkeypatch.setenv("REFT_STORE", str(tmp_path / "no-store"))
-
-    def call(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["reft", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        return Outcome(code, *capsys.readouterr())
-
-    return call
 
 
 def task(path: Path) -> Path:
