@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 @hookimpl
 def reft_register_methods(register: Callable[..., None]) -> None:
+    from reft_plugins.methods.adalora import AdaLoRA
     from reft_plugins.methods.bottleneck import Bottleneck
     from reft_plugins.methods.consreft import ConsReFT
     from reft_plugins.methods.direft import DiReFT
     from reft_plugins.methods.direft_orthonormal import OrthonormalDiReFT
+    from reft_plugins.methods.ia3 import IA3
     from reft_plugins.methods.lobireft import LobiReFT
     from reft_plugins.methods.lora import LoRA
     from reft_plugins.methods.loreft import LoReFT
@@ -33,6 +35,8 @@ def reft_register_methods(register: Callable[..., None]) -> None:
 
     for method in (LoReFT(), LoRA(), ProgramMethod(), Bottleneck()):
         register(method)
+    for of_weights in (AdaLoRA(), IA3()):
+        register(of_weights)
     for member in (NoReFT(), DiReFT(), OrthonormalDiReFT(), ConsReFT(), LobiReFT(), RED()):
         register(member)
     for in_front in (PromptTuning(), PTuning(), PrefixTuning()):
