@@ -23,8 +23,10 @@ def reft_register_methods(register: Callable[..., None]) -> None:
     from reft_plugins.methods.direft import DiReFT
     from reft_plugins.methods.direft_orthonormal import OrthonormalDiReFT
     from reft_plugins.methods.ia3 import IA3
+    from reft_plugins.methods.llama_adapter import LlamaAdapter
     from reft_plugins.methods.lobireft import LobiReFT
     from reft_plugins.methods.lora import LoRA
+    from reft_plugins.methods.lora_dash import LoRADash
     from reft_plugins.methods.loreft import LoReFT
     from reft_plugins.methods.noreft import NoReFT
     from reft_plugins.methods.p_tuning import PTuning
@@ -35,11 +37,11 @@ def reft_register_methods(register: Callable[..., None]) -> None:
 
     for method in (LoReFT(), LoRA(), ProgramMethod(), Bottleneck()):
         register(method)
-    for of_weights in (AdaLoRA(), IA3()):
+    for of_weights in (AdaLoRA(), LoRADash(), IA3()):
         register(of_weights)
     for member in (NoReFT(), DiReFT(), OrthonormalDiReFT(), ConsReFT(), LobiReFT(), RED()):
         register(member)
-    for in_front in (PromptTuning(), PTuning(), PrefixTuning()):
+    for in_front in (PromptTuning(), PTuning(), PrefixTuning(), LlamaAdapter()):
         register(in_front)
 
 

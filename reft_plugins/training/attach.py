@@ -20,10 +20,19 @@ class ProgramTrainable:
         method: offers `parameters` and `lower`.
         model: loaded base model of transformers, frozen by the caller.
         config: settings of the method; base: identity of `model`.
+        parameters: for methods whose own need more than settings, such as weights of `model`; by default
+            `method.parameters(config, base)`.
     """
 
-    def __init__(self, method: Method[Any], model: nn.Module, config: Any, base: BaseModelIdentity) -> None:
-        self.parameters: Any = method.parameters(config, base)
+    def __init__(
+        self,
+        method: Method[Any],
+        model: nn.Module,
+        config: Any,
+        base: BaseModelIdentity,
+        parameters: nn.Module | None = None,
+    ) -> None:
+        self.parameters: Any = method.parameters(config, base) if parameters is None else parameters
         self.model = _ProgramModel(method, model, config, self.parameters)
 
     def begin_batch(self, prompt_lengths: Tensor) -> None:
