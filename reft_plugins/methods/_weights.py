@@ -21,19 +21,24 @@ REPLACEMENTS = ("new_weight", "new_bias")
 """Names under which a module that was trained whole stores its own `weight` and `bias`."""
 
 
-class ModuleConfig(MethodConfig):
+class TargetConfig(MethodConfig):
     """`target_modules` in PEFT's language: `all-linear` is every linear module but the head.
 
     A text is a regular expression for whole names, a list holds names or their endings. With `layers` only modules of
-    these decoder layers are taken. `modules_to_save` are trained whole, as PEFT does it.
+    these decoder layers are taken.
     """
 
     target_modules: str | tuple[str, ...] = ALL_LINEAR
     layers: Layers = "all"
+
+
+class PeftConfig(TargetConfig):
+    """Also `modules_to_save`, which are trained whole, as PEFT does it."""
+
     modules_to_save: tuple[str, ...] = ()
 
 
-class WeightConfig(ModuleConfig):
+class LowRankPeftConfig(PeftConfig):
     """Also `dropout`, which zeroes elements of what the learned matrices read while training."""
 
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -103,7 +108,7 @@ def transposed(model: nn.Module) -> bool:
     return any(type(module).__name__ == "Conv1D" for module in model.modules())
 
 
-def peft_targets(model: nn.Module, config: ModuleConfig) -> str | list[str]:
+def peft_targets(model: nn.Module, config: TargetConfig) -> str | list[str]:
     """`target_modules` as PEFT takes them, by full names where only some layers are meant.
 
     Raises:
@@ -114,7 +119,7 @@ def peft_targets(model: nn.Module, config: ModuleConfig) -> str | list[str]:
     return [name for name, _ in targeted(model, config)]
 
 
-def targeted(model: nn.Module, config: ModuleConfig) -> list[tuple[str, nn.Module]]:
+def targeted(model: nn.Module, config: TargetConfig) -> list[tuple[str, nn.Module]]:
     """The modules of a base model that `target_modules` and `layers` name, in the model's order.
 
     Raises:

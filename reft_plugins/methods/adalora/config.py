@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from reft_plugins.methods._weights import WeightConfig
+from reft_plugins.methods._weights import LowRankPeftConfig
 
 
-class AdaLoRAConfig(WeightConfig):
+class AdaLoRAConfig(LowRankPeftConfig):
     """Every one of `target_modules` starts with `initial_rank`; at the end they have `target_rank` on average.
 
     Ranks stay as they are for `tinit` steps and after the last `tfinal` steps have begun (by default a tenth and half

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import model_validator
 
-from reft_plugins.methods._weights import ModuleConfig
+from reft_plugins.methods._weights import PeftConfig
 
 
-class IA3Config(ModuleConfig):
+class IA3Config(PeftConfig):
     """Scales of the outputs of `target_modules`, and of the inputs of those that are also `feedforward_modules`.
 
     Left out, both are what PEFT knows for the architecture: keys, values and the MLP's last matrix, as in the paper.

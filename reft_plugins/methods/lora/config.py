@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from reft_plugins.methods._weights import WeightConfig
+from reft_plugins.methods._weights import LowRankPeftConfig
 
 Initialisation = (
     Literal[True, "gaussian", "orthogonal", "pissa"]
@@ -14,7 +14,7 @@ Initialisation = (
 )
 
 
-class LoRAConfig(WeightConfig):
+class LoRAConfig(LowRankPeftConfig):
     """`rank` and `alpha` on `target_modules`.
 
     `rank_pattern` and `alpha_pattern` override both for modules whose name is a key or ends with it after a dot,
