@@ -86,7 +86,7 @@ def _grid(units: Sequence[Intervention], positions: Positions) -> dict[str, Any]
     components = tuple(dict.fromkeys(unit.component for unit in units))
     groups = sorted({unit.group for unit in units})
     parts = (positions,) if groups == [0] else positions.parts()
-    expected = {group: part for group, part in enumerate(parts)}
+    expected = dict(enumerate(parts))
     if groups != sorted(expected) or any(unit.positions != expected[unit.group] for unit in units):
         return None
     if len(units) != len(layers) * len(components) * len(groups):

@@ -33,8 +33,8 @@ def orthogonal_weight(original: Tensor, base: Tensor, where: str) -> Tensor:
     free = (original.mT if rows else original).double()
     if free.ndim != 2 or base.shape != (free.shape[0], free.shape[0]):
         raise AdapterError(
-            f"{where}: original {list(original.shape)} and base {list(base.shape)} of the orthogonal parametrisation do "
-            "not belong together: the base is square, as large as the longer side of the original"
+            f"{where}: original {list(original.shape)} and base {list(base.shape)} of the parametrisation do not "
+            "belong together: the base is square, as large as the longer side of the original"
         )
     if free.shape[0] == free.shape[1]:
         lower = free.tril()
@@ -43,8 +43,8 @@ def orthogonal_weight(original: Tensor, base: Tensor, where: str) -> Tensor:
         vectors = free.tril(diagonal=-1)
         turned = torch.linalg.householder_product(vectors, 2 / (1 + vectors.square().sum(dim=0)))
         turned = turned * free.diagonal().int()
-    weight = (base.double() @ turned).float()
-    return (weight.mT if rows else weight).contiguous()
+    weight: Tensor = (base.double() @ turned).float()
+    return weight.mT.contiguous() if rows else weight
 
 
 def orthogonal_state(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -102,7 +102,7 @@ def test_without_a_configuration_the_user_is_asked(
     runtime: Any, tiny_llama: Path, tmp_path: Path, kind: str, other: str, answer: str
 ) -> None:
     write(tmp_path, {key(2): state(kind, 4)}, None)
-    with pytest.raises(AdapterError, match=rf"store the same tensors.*give kind='\w+' or kind='\w+'"):
+    with pytest.raises(AdapterError, match=r"store the same tensors.*give kind='\w+' or kind='\w+'"):
         reft.load(tmp_path, base=tiny_llama, positions="f2")
     adapter = reft.load(tmp_path, base=tiny_llama, positions="f2", kind=answer)
     assert adapter.manifest.method == METHODS[kind] and f"kind {answer}" in adapter.manifest.notes["given"]

@@ -105,7 +105,7 @@ def trained_base(folder: Path) -> tuple[WeightDelta, ...]:
     """
     path = folder / MODEL_FILE
     raw: Mapping[str, Tensor] = read_pickle(path) if path.is_file() else {}
-    modules: dict[str, dict[str, Tensor]] = {}
+    modules: dict[str, dict[str, Any]] = {}
     for name, tensor in raw.items():
         module, _, kind = name.rpartition(".")
         if kind not in ("weight", "bias") or not module:

@@ -45,9 +45,9 @@ class PyreftFormat:
                 `f7+l7;cap=half` (from the raw data set) or `f7+l7;cap=half;trim=1` (from the supervised data sets).
                 Where several interventions stand at one place, `f7+l7` are the positions of the first and the second;
                 any others are given one by one in their order, separated by `|`, such as `f7|l7|[3]`.
-            **options: `activation`: the `act_fn` of the interventions, `identity` unless told; `dropout`: what they were
-                trained with, for training on; `kind`: what they compute, where no configuration says so; `subspaces`:
-                the rows that are applied, such as `[0, 1]`, of interventions that work on a choice of them.
+            **options: `activation`: the `act_fn` of the interventions, `identity` unless told; `dropout`: what they
+                were trained with, for training on; `kind`: what they compute, where no configuration says so;
+                `subspaces`: the rows that are applied, such as `[0, 1]`, of those that work on a choice of them.
 
         Raises:
             AdapterError: on missing positions, a kind of intervention that is not known or not told, or files that are
