@@ -22,6 +22,8 @@ def reft_register_methods(register: Callable[..., None]) -> None:
     from reft_plugins.methods.consreft import ConsReFT
     from reft_plugins.methods.direft import DiReFT
     from reft_plugins.methods.direft_orthonormal import OrthonormalDiReFT
+    from reft_plugins.methods.full import Full
+    from reft_plugins.methods.head import Head
     from reft_plugins.methods.ia3 import IA3
     from reft_plugins.methods.llama_adapter import LlamaAdapter
     from reft_plugins.methods.lobireft import LobiReFT
@@ -34,12 +36,13 @@ def reft_register_methods(register: Callable[..., None]) -> None:
     from reft_plugins.methods.program import ProgramMethod
     from reft_plugins.methods.prompt_tuning import PromptTuning
     from reft_plugins.methods.red import RED
+    from reft_plugins.methods.steering import Steering
 
     for method in (LoReFT(), LoRA(), ProgramMethod(), Bottleneck()):
         register(method)
-    for of_weights in (AdaLoRA(), LoRADash(), IA3()):
+    for of_weights in (AdaLoRA(), LoRADash(), IA3(), Full(), Head()):
         register(of_weights)
-    for member in (NoReFT(), DiReFT(), OrthonormalDiReFT(), ConsReFT(), LobiReFT(), RED()):
+    for member in (NoReFT(), DiReFT(), OrthonormalDiReFT(), ConsReFT(), LobiReFT(), RED(), Steering()):
         register(member)
     for in_front in (PromptTuning(), PTuning(), PrefixTuning(), LlamaAdapter()):
         register(in_front)
@@ -47,11 +50,13 @@ def reft_register_methods(register: Callable[..., None]) -> None:
 
 @hookimpl
 def reft_register_formats(register: Callable[..., None]) -> None:
+    from reft_plugins.formats.adapterhub import AdapterHubFormat
+    from reft_plugins.formats.lora_dash import LoRADashFormat
     from reft_plugins.formats.native import NativeFormat
     from reft_plugins.formats.peft import PeftFormat
     from reft_plugins.formats.pyreft import PyreftFormat
 
-    for reader in (NativeFormat(), PeftFormat(), PyreftFormat()):
+    for reader in (NativeFormat(), PeftFormat(), LoRADashFormat(), PyreftFormat(), AdapterHubFormat()):
         register(reader)
 
 

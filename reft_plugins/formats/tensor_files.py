@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import pickletools
 import re
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +14,8 @@ from reft_plugins.errors import AdapterError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_MAX_PICKLE_BYTES = 64 * 1024 * 1024
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
@@ -51,6 +55,35 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         return safetensors.torch.load_file(path)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise AdapterError(f"{path}: not a readable safetensors file: {error}") from None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, as safetensors or else as a pickle of plain tensors.
+
+    Raises:
+        AdapterError: as `read_safetensors` and `read_pickle`.
+    """
+    return read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+
+
+def tensor_names(path: Path) -> set[str]:
+    """Names in a tensor file without reading its tensors or running anything in it; empty where it is not understood.
+
+    Of a pickle they are the texts that it contains, which include the names.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(path, framework="numpy") as tensors:
+                return set(tensors.keys())
+        with zipfile.ZipFile(path) as archive:
+            inner = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            if archive.getinfo(inner).file_size > _MAX_PICKLE_BYTES:
+                return set()
+            return {value for _, value, _ in pickletools.genops(archive.read(inner)) if isinstance(value, str)}
+    except Exception:  # whatever is wrong with the file, reading it says so
+        return set()
 
 
 def digest_of(files: Iterable[Path]) -> str:
