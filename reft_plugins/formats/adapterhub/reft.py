@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from reft_plugins.errors import AdapterError
 from reft_plugins.formats.activation_names import activation_of
 from reft_plugins.formats.adapterhub.files import Checkpoint
-from reft_plugins.formats.adapterhub.variant import VARIANTS, decide
+from reft_plugins.formats.adapterhub.variant import VARIANTS, named_variant
 from reft_plugins.formats.interventions import Intervention
 from reft_plugins.formats.orthogonal import orthogonal_weight
 from reft_plugins.positions import Positions
@@ -90,14 +90,17 @@ def _method(checkpoint: Checkpoint, orthogonal: bool, variant: str | None) -> tu
         return variant, []
     if orthogonal:
         return "loreft", []
-    found = decide(checkpoint.tensors, checkpoint.config, checkpoint.base)
+    found = named_variant(checkpoint.document.get("name"), checkpoint.directory)
     if found is None:
         raise AdapterError(
             f"{checkpoint.directory}: AdapterHub saves NoReFT and DiReFT alike (subtract_projection is not written), "
             "so the file does not say which this is. Give variant='noreft' or variant='direft' "
             "(command line: --option variant=direft), whichever configuration it was trained with"
         )
-    return found, [f"variant {found}, told by its weights on this base: AdapterHub does not store it"]
+    return found[0], [
+        f"variant {found[0]}, because it is called {found[1]!r}: AdapterHub does not store which one it is. "
+        "If that is wrong, give the option variant"
+    ]
 
 
 def _intervention(
