@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from reft_plugins import plugins
 from reft_plugins.errors import AdapterError, ReftError
+from reft_plugins.heads import split_head, with_head
 from reft_plugins.manifest import (
     MANIFEST_FILE,
     TENSORS_FILE,
@@ -22,6 +23,7 @@ from reft_plugins.manifest import (
     Manifest,
     Parent,
     ProgramFacts,
+    TaskFact,
     TensorsFact,
     TrainingRecord,
     WeightDeltaFact,
@@ -57,8 +59,11 @@ class Adapter:
         training: TrainingRecord | None = None,
         parents: tuple[Parent, ...] = (),
         notes: Mapping[str, str] | None = None,
+        task: TaskFact | None = None,
     ) -> Adapter:
         """Make an adapter from parameters; its program is lowered once to check and summarise it.
+
+        Tensors named `head/<module>.<weight|bias>` belong to no method: they are a head that was trained beside it.
 
         Raises:
             AdapterError: when the parameters do not make a valid program for `base`.
@@ -80,6 +85,7 @@ class Adapter:
             training=training,
             parents=parents,
             notes=dict(notes or {}),
+            task=task,
         )
         return cls(manifest, stored)
 
@@ -151,7 +157,8 @@ class Adapter:
 def _lower(method: Any, config: Any, tensors: Mapping[str, Tensor]) -> Program:
     """`method.lower` on tensors that may be anything: whatever goes wrong is the adapter's fault and said so."""
     try:
-        program: Program = method.lower(config, tensors)
+        own, head = split_head(tensors)
+        program: Program = with_head(method.lower(config, own), head)
     except ReftError:
         raise
     except KeyError as error:

@@ -86,6 +86,16 @@ class TrainingRecord(_Record):
     metrics: dict[str, float] = {}
 
 
+class TaskFact(_Record):
+    """What the base model is used for, where that is not to go on with a text.
+
+    `labels` are the names of a classifier's outputs, in order.
+    """
+
+    name: Literal["sequence_classification"]
+    labels: tuple[str, ...] = Field(min_length=2)
+
+
 class Parent(_Record):
     """What this adapter was made from: `relation` is `imported`, `composed`, `converted`, …"""
 
@@ -106,12 +116,14 @@ class Manifest(_Record):
     training: TrainingRecord | None = None
     parents: tuple[Parent, ...] = ()
     notes: dict[str, str] = {}
+    task: TaskFact | None = None
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
     def to_json(self) -> str:
         """Canonical text: sorted keys, so equal manifests have equal bytes and digests."""
-        return json.dumps(self.model_dump(by_alias=True, mode="json"), indent=2, sort_keys=True, allow_nan=False) + "\n"
+        document = self.model_dump(by_alias=True, mode="json", exclude={"task"} if self.task is None else None)
+        return json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
     def positions(self) -> tuple[Positions, ...]:
         """The distinct positions of all edits, in program order."""

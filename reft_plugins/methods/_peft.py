@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from reft_plugins.classifiers import head_parameters
 from reft_plugins.errors import AdapterError, TrainingError
 
 if TYPE_CHECKING:
@@ -35,12 +36,21 @@ def wrap(method: str, model: nn.Module, settings: Any) -> Any:
     """`peft.get_peft_model`.
 
     Args:
-        method: named in errors; settings: a `PeftConfig`.
+        method: named in errors; settings: a `PeftConfig`. Of a model that generates nothing, such as a classifier, the
+            head is left out.
 
     Raises:
         AdapterError: PEFT refuses the settings or the base model.
     """
     peft = require_peft(method)
+    if not hasattr(model, "prepare_inputs_for_generation"):
+        if settings.is_prompt_learning:
+            raise AdapterError(
+                f"{method} puts learned positions in front of a prompt; {type(model).__name__} takes none"
+            )
+        settings.task_type = None
+        if hasattr(settings, "exclude_modules") and not settings.exclude_modules:
+            settings.exclude_modules = sorted({name.rpartition(".")[0] for name in head_parameters(model)})
     try:
         return peft.get_peft_model(model, settings)
     except (ValueError, TypeError, AttributeError, NotImplementedError) as error:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from reft_plugins.classifiers import head_parameters
 from reft_plugins.errors import AdapterError
 from reft_plugins.methods import MethodConfig
 from reft_plugins.methods._peft import ADAPTER, WRAPPER, require_peft, wrap
@@ -126,10 +127,11 @@ def targeted(model: nn.Module, config: TargetConfig) -> list[tuple[str, nn.Modul
         AdapterError: there is none, or a layer is outside the model.
     """
     layer_of = _layers(model, config.layers)
+    head = {name.rpartition(".")[0] for name in head_parameters(model)}
     found = [
         (name, module)
         for name, module in model.named_modules()
-        if _named(model, name, module, config.target_modules)
+        if _named(name, module, config.target_modules, head)
         and (config.layers == "all" or layer_of(name) in config.layers)
     ]
     if not found:
@@ -159,9 +161,9 @@ def _layers(model: nn.Module, layers: Layers) -> Any:
     return layer_of
 
 
-def _named(model: nn.Module, name: str, module: nn.Module, wanted: str | tuple[str, ...]) -> bool:
+def _named(name: str, module: nn.Module, wanted: str | tuple[str, ...], head: set[str]) -> bool:
     if wanted == ALL_LINEAR:
-        return is_linear(module) and module is not model.get_output_embeddings()  # type: ignore[operator]
+        return is_linear(module) and name not in head
     if isinstance(wanted, str):
         return re.fullmatch(wanted, name) is not None
     return any(name == ending or name.endswith(f".{ending}") for ending in wanted)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reft_plugins.training.data import Example
+from reft_plugins.training.labelled import LabelledText
 
 IGNORED = -100
 """Label of tokens that carry no loss."""
@@ -92,3 +93,47 @@ def _aligned(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Each column of logits with the labels it predicts; columns are counted from the end, where logits may be cut."""
     kept = min(logits.shape[1], labels.shape[1])
     return logits[:, -kept:-1], labels[:, labels.shape[1] - kept + 1 :]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCollator:
+    """Pads labelled texts behind to the longest of the batch.
+
+    Attributes:
+        fill: token id for padding; it is masked, so any id serves.
+    """
+
+    fill: int
+
+    def __call__(self, examples: Sequence[LabelledText]) -> dict[str, Any]:
+        """Make a batch: int64 `input_ids`, `attention_mask` `[batch, tokens]`, `prompt_lengths`, `labels` `[batch]`."""
+        width = max(map(len, examples))
+        return {
+            "input_ids": torch.tensor([[*row.prompt, *[self.fill] * (width - len(row))] for row in examples]),
+            "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in examples]),
+            "labels": torch.tensor([row.label for row in examples]),
+            "prompt_lengths": torch.tensor([len(row) for row in examples]),
+        }
+
+
+def label_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Cross-entropy of the labels in nats: summed, divided by the texts of the whole step.
+
+    Args:
+        outputs: of the classifier, `logits` `[batch, labels]`, and perhaps a `penalty` as in `completion_loss`;
+            labels: int64 `[batch]`.
+    """
+    total = F.cross_entropy(outputs.logits.float(), labels, reduction="sum")
+    penalty = getattr(outputs, "penalty", 0.0)
+    loss: Tensor = (total + penalty * len(labels)) / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+    return loss
+
+
+def label_statistics(logits: Tensor, labels: Tensor) -> Tensor:
+    """How well each text is labelled.
+
+    Returns:
+        float32 `[batch, 3]`: cross-entropy, one, and whether the right label has the highest logit.
+    """
+    losses = F.cross_entropy(logits.float(), labels, reduction="none")
+    return torch.stack([losses, torch.ones_like(losses), (logits.argmax(-1) == labels).float()], dim=-1)

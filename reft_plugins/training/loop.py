@@ -6,13 +6,12 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reft_plugins import plugins
 from reft_plugins.adapter import Adapter, parse_config
-from reft_plugins.base_model import attention_implementation, identify, locate, read_config
+from reft_plugins.base_model import identify, locate
 from reft_plugins.errors import DataError, TrainingError
 from reft_plugins.manifest import TrainingRecord
 from reft_plugins.methods import ClosedForm
@@ -20,7 +19,8 @@ from reft_plugins.training import checkpoints
 from reft_plugins.training.closed_form import SETTINGS as CLOSED_FORM_SETTINGS
 from reft_plugins.training.closed_form import run_closed_form
 from reft_plugins.training.data import Examples
-from reft_plugins.training.quantization import loading_arguments
+from reft_plugins.training.objectives import Objective, prepare
+from reft_plugins.training.opening import attach, length_limit, load_tokenizer, require_libraries
 from reft_plugins.training.room import check_room
 from reft_plugins.training.settings import TrainingSettings
 
@@ -33,6 +33,7 @@ def train(
     method: str = "loreft",
     data: str | Path = "train.jsonl",
     *,
+    task: str = "causal_lm",
     out: str | Path | None = None,
     evaluation: str | Path | None = None,
     epochs: float = 3.0,
@@ -57,13 +58,15 @@ def train(
     progress: bool = True,
     **method_settings: Any,
 ) -> Adapter:
-    """Train an adapter. The base model stays frozen; the loss is on completions only.
+    """Train an adapter. The base model stays frozen; the loss is on completions, or on labels, only.
 
     Args:
         base: folder or hub id of the base model.
         method: a registered method.
         data: JSONL with `{"prompt": …, "completion": …}` per line. The prompt is tokenized as at inference, the
             completion without special tokens, and the end token is appended.
+        task: `causal_lm`, or `sequence_classification` with `{"text": …, "label": …}` per line: the head that
+            transformers has for the base's architecture is learned as well, with any method, and stored with it.
         out: folder to save the adapter to; checkpoints live in its `checkpoints/` until training is finished.
         evaluation: JSONL of held-out examples, measured after every epoch.
         epochs: passes over the data; learning_rate: peak of AdamW, by default the method's own.
@@ -98,11 +101,12 @@ def train(
         AdapterError: wrong settings of the method; UnknownPluginError: no such method.
         BaseModelError: the base model cannot be read.
     """
-    _require_libraries()
+    require_libraries()
     method_ = plugins.methods.get(method)
     rate = method_.learning_rate if learning_rate is None else learning_rate
     settings = TrainingSettings.parse(
         {
+            "task": task,
             "epochs": epochs,
             "learning_rate": rate,
             "batch_size": batch_size,
@@ -126,10 +130,12 @@ def train(
     config = parse_config(method_, method_settings)
     identity = identify(base)
     directory = locate(base)
-    tokenizer = _load_tokenizer(directory)
-    limit = _length_limit(directory, settings.max_length)
-    examples = method_.examples(config, data, tokenizer, limit)
-    held_out = None if evaluation is None else method_.examples(config, evaluation, tokenizer, limit)
+    tokenizer = load_tokenizer(directory)
+    limit = length_limit(directory, settings.max_length)
+    objective, examples, held_out = prepare(
+        settings.task, method_, config, data, evaluation, tokenizer, limit, directory
+    )
+    fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     run = {
         "base": identity.fingerprint,
         "method": method,
@@ -140,28 +146,28 @@ def train(
     folder = None if out is None else Path(out)
     checkpoint = checkpoints.prepare(folder, resume, run, settings.checkpoint_every is not None)
 
-    trainable = _attach(directory, method_, config, identity, settings)
-    draft = Adapter.create(method, config.model_dump(), trainable.tensors(), identity)
+    trainable = attach(directory, objective, fill, method_, config, identity, settings)
+    draft = Adapter.create(method, config.model_dump(), trainable.tensors(), identity, task=objective.fact)
     closed_form = isinstance(trainable, ClosedForm)
     if not closed_form:
         _check_positions(draft, examples, str(data))
-    program, context = draft.lower(), _length_limit(directory, None)
+    program, context = draft.lower(), length_limit(directory, None)
     check_room(program, examples, context, str(data))
     if held_out is not None:
         check_room(program, held_out, context, str(evaluation))
     started = time.monotonic()
-    fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    collator = method_.collator(config, fill, settings.padding_side == "left")
+    collator = objective.collator(method_, config, fill, settings.padding_side == "left")
     if closed_form:
         metrics = run_closed_form(trainable, settings, examples, held_out, collator, progress)
     else:
-        metrics = _run(trainable, settings, folder, checkpoint, examples, held_out, collator, progress)
+        metrics = _run(trainable, settings, folder, checkpoint, examples, held_out, collator, objective, progress)
     metrics["seconds"] = time.monotonic() - started
     adapter = Adapter.create(
         method,
         config.model_dump(),
         _finite(trainable.tensors()),
         identity,
+        task=objective.fact,
         training=TrainingRecord(
             data_sha256=examples.digest,
             examples=len(examples),
@@ -176,49 +182,6 @@ def train(
         adapter.save(folder)
         checkpoints.remove(folder)
     return adapter
-
-
-def _require_libraries() -> None:
-    for library in ("torch", "transformers", "accelerate"):
-        try:
-            import_module(library)
-        except ImportError as error:
-            raise TrainingError(
-                f"training needs {library}, which cannot be imported ({error}). pip install 'reft-plugins[train]'"
-            ) from None
-
-
-def _load_tokenizer(directory: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(directory)
-
-
-def _length_limit(directory: Path, asked: int | None) -> int:
-    config = read_config(directory)
-    context = config.get("max_position_embeddings") or config.get("n_positions") or asked or 2**31
-    if asked is not None and asked > context:
-        raise TrainingError(
-            f"training setting 'max_length': {asked} exceeds the base model's context of {context} tokens"
-        )
-    return int(asked or context)
-
-
-def _attach(directory: Path, method: Any, config: Any, identity: Any, settings: TrainingSettings) -> Trainable:
-    """The base model, frozen, with the method on it; both depend on the seed alone."""
-    import torch
-    from transformers import AutoModelForCausalLM, set_seed
-
-    set_seed(settings.seed)
-    model = AutoModelForCausalLM.from_pretrained(
-        directory,
-        dtype=getattr(torch, settings.dtype),
-        attn_implementation=attention_implementation(directory),
-        **loading_arguments(settings.quantization, settings.dtype, settings.device),
-    )
-    model.requires_grad_(False)
-    trainable: Trainable = method.attach(model, config, identity)
-    return trainable
 
 
 def _check_positions(draft: Adapter, examples: Examples, data: str) -> None:
@@ -243,6 +206,7 @@ def _run(
     examples: Examples,
     held_out: Examples | None,
     collator: Any,
+    objective: Objective,
     progress: bool,
 ) -> dict[str, float]:
     import tempfile
@@ -256,7 +220,7 @@ def _run(
     bar = ProgressBar() if progress else None
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if out is None else out / checkpoints.FOLDER
-        trainer = AdapterTrainer(trainable, settings, folder, collator, examples, held_out)
+        trainer = AdapterTrainer(trainable, settings, folder, collator, examples, held_out, objective)
         trainer.remove_callback(PrinterCallback)
         interruption = Interruption()
         trainer.add_callback(interruption)
@@ -269,17 +233,15 @@ def _run(
             if bar is not None:
                 bar.stop()
         interruption.check(folder)
-    return _metrics(trainer.state, trainable, examples)
+    return _metrics(trainer.state, trainable, examples, objective)
 
 
-def _metrics(state: Any, trainable: Trainable, examples: Examples) -> dict[str, float]:
+def _metrics(state: Any, trainable: Trainable, examples: Examples, objective: Objective) -> dict[str, float]:
     """The last value of every measure in the Trainer's history, under the names the manifest keeps."""
     latest: dict[str, float] = {}
     for entry in state.log_history:
         latest.update(entry)
-    names = {"loss": "train_loss"} | {
-        f"eval_{name}": f"eval_{name}" for name in ("loss", "token_accuracy", "exact_match")
-    }
+    names = {"loss": "train_loss"} | {f"eval_{name}": f"eval_{name}" for name in objective.metrics}
     epochs = float(state.epoch or 0.0)
     return {
         **{ours: latest[theirs] for theirs, ours in names.items() if math.isfinite(latest.get(theirs, math.nan))},

@@ -18,7 +18,7 @@ from rich.progress import (
 from rich.text import Text
 from transformers import TrainerCallback
 
-_SHOWN = {"loss": "loss", "eval_loss": "eval", "eval_exact_match": "exact"}
+_SHOWN = {"loss": "loss", "eval_loss": "eval", "eval_exact_match": "exact", "eval_accuracy": "accuracy"}
 _REMEMBERED = 600.0
 """Seconds over which the rate is averaged; steps of a large model take longer than rich's 30."""
 

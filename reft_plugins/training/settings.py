@@ -16,6 +16,7 @@ class TrainingSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    task: Literal["causal_lm", "sequence_classification"] = "causal_lm"
     epochs: float = Field(default=3.0, gt=0)
     learning_rate: float = Field(gt=0)
     batch_size: int = Field(default=8, ge=1)

@@ -16,9 +16,9 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallba
 
 from reft_plugins.errors import TrainingError
 from reft_plugins.methods import Staged, Trainable
-from reft_plugins.training.batches import completion_loss, completion_statistics
 from reft_plugins.training.checkpoints import PARAMETERS_FILE, mark_complete, resuming
 from reft_plugins.training.data import Examples
+from reft_plugins.training.objectives import Objective
 from reft_plugins.training.order import LikeLengths
 from reft_plugins.training.settings import TrainingSettings
 
@@ -27,24 +27,28 @@ class Step(nn.Module):
     """One forward pass of a `Trainable`: tells it the prompt lengths, then runs it."""
 
     accepts_loss_kwargs = False
-    """The loss is ours (`completion_loss`), so the Trainer must not hand the base model arguments for its own."""
+    """The loss is ours (`Objective.loss`), so the Trainer must not hand the base model arguments for its own."""
 
     def __init__(self, trainable: Trainable) -> None:
         super().__init__()
         self.model, self.learned = trainable.model, trainable.parameters
         self._trainable = trainable
         base = next((module for module in self.model.modules() if isinstance(module, PreTrainedModel)), self.model)
-        self._cuts_logits = "logits_to_keep" in signature(base.forward).parameters
+        taken = signature(base.forward).parameters
+        self._cuts_logits = "logits_to_keep" in taken
+        self._uncached = {"use_cache": False} if "use_cache" in taken else {}
 
     def forward(self, prompt_lengths: Tensor, logits_to_keep: int | None = None, **batch: Tensor) -> Any:
-        """Outputs of the base model under the method being trained, with `logits` `[batch, tokens, vocabulary]`.
+        """Outputs of the base model under the method being trained.
+
+        They have `logits` `[batch, tokens, vocabulary]`, or of a classifier `[batch, labels]`.
 
         With `logits_to_keep` only the logits of so many of the last columns are needed, and computed if the model can.
         """
         self._trainable.begin_batch(prompt_lengths)
         if logits_to_keep is not None and self._cuts_logits:
-            return self.model(**batch, use_cache=False, logits_to_keep=logits_to_keep)
-        return self.model(**batch, use_cache=False)
+            return self.model(**batch, **self._uncached, logits_to_keep=logits_to_keep)
+        return self.model(**batch, **self._uncached)
 
 
 class Stages(TrainerCallback):
@@ -73,7 +77,9 @@ class AdapterTrainer(Trainer):
         collator: Callable[[Any], dict[str, Tensor]],
         data: Examples,
         evaluation: Examples | None,
+        objective: Objective,
     ) -> None:
+        self._objective = objective
         self._learned = trainable.parameters
         self._like_lengths = settings.group_by_length
         super().__init__(
@@ -82,8 +88,8 @@ class AdapterTrainer(Trainer):
             data_collator=collator,
             train_dataset=data,  # type: ignore[arg-type]
             eval_dataset=evaluation,  # type: ignore[arg-type]
-            compute_loss_func=completion_loss,
-            compute_metrics=_summarise,
+            compute_loss_func=objective.loss,
+            compute_metrics=self._summarise,
         )
         if isinstance(trainable, Staged):
             self.add_callback(Stages(trainable))
@@ -117,8 +123,11 @@ class AdapterTrainer(Trainer):
         inputs = dict(self._prepare_inputs(inputs))
         labels = inputs.pop("labels")
         with torch.inference_mode():
-            statistics = completion_statistics(model(**inputs).logits, labels)
+            statistics = self._objective.statistics(model(**inputs).logits, labels)
         return None, statistics, statistics[:, 1]
+
+    def _summarise(self, prediction: EvalPrediction) -> dict[str, float]:
+        return self._objective.summarise(np.asarray(prediction.predictions, dtype=np.float64))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
@@ -180,14 +189,3 @@ def _warmup_steps(settings: TrainingSettings, examples: int) -> int:
     """The number asked for, or the share of all optimizer steps, rounded up."""
     per_epoch = math.ceil(math.ceil(examples / settings.batch_size) / settings.gradient_accumulation)
     return settings.warmup_steps or math.ceil(settings.warmup_ratio * math.ceil(settings.epochs * per_epoch))
-
-
-def _summarise(prediction: EvalPrediction) -> dict[str, float]:
-    """Mean loss per completion token, share of tokens and of whole completions that greedy decoding would get right."""
-    loss, tokens, correct = np.asarray(prediction.predictions, dtype=np.float64).sum(0)
-    whole = np.asarray(prediction.predictions)
-    return {
-        "loss": float(loss / tokens),
-        "token_accuracy": float(correct / tokens),
-        "exact_match": float((whole[:, 1] == whole[:, 2]).mean()),
-    }
