@@ -32,7 +32,7 @@ def stored(tiny_llama, steering_plugin, tmp_path_factory):
     data.write_text("\n".join(json.dumps(line) for line in lines))
     adapter = reft.train(
         tiny_llama,
-        method="steering",
+        method="steering_demo",
         data=data,
         layers=(1, 2, 3),
         positions="all",
@@ -47,7 +47,7 @@ def stored(tiny_llama, steering_plugin, tmp_path_factory):
 
 
 def test_training_changed_what_the_model_says(stored, tiny_llama) -> None:
-    assert stored.manifest.method == "steering"
+    assert stored.manifest.method == "steering_demo"
     runtime = reft.runtime("transformers", tiny_llama)
     prompts = [beginning(text) for text in sentences(30, seed=77)]
     answers = runtime.generate(prompts, ["steering:latest"] * 30, max_new_tokens=6)

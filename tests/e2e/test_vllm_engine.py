@@ -52,7 +52,7 @@ def adapters(tiny_llama, steering_plugin):
         "last": strong_loreft(tiny_llama, "l1", seed=5, activation="relu"),
         "trimmed": strong_loreft(tiny_llama, "f1+l2;trim=1", seed=6),
         "third party": Adapter.create(
-            "steering", {"layers": (1,), "positions": "prompt"}, {"1.vector": vector}, identify(tiny_llama)
+            "steering_demo", {"layers": (1,), "positions": "prompt"}, {"1.vector": vector}, identify(tiny_llama)
         ),
         "generated": strong_loreft(tiny_llama, "generated", seed=7),
     }

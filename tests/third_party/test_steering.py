@@ -18,7 +18,7 @@ import torch
 torch.set_num_threads(1)
 import reft_plugins as reft
 base, data, out = sys.argv[1:]
-adapter = reft.train(base, method="steering", data=data, out=out, layers=[1, 2], positions="all", epochs=150,
+adapter = reft.train(base, method="steering_demo", data=data, out=out, layers=[1, 2], positions="all", epochs=150,
                      batch_size=8, learning_rate=0.03, progress=False)
 again = reft.load(out, base=base)
 assert again.digest == adapter.digest
@@ -73,4 +73,4 @@ def test_a_third_partys_method_is_trained_saved_and_run(plugin: Path, tiny_llama
     refused = subprocess.run(without, capture_output=True, text=True, timeout=300, check=False)
     assert refused.returncode != 0
     last = refused.stderr.strip().splitlines()[-1]
-    assert "UnknownPluginError" in last and "unknown method 'steering'" in last and "install" in last
+    assert "UnknownPluginError" in last and "unknown method 'steering_demo'" in last and "install" in last

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from reft_plugins.methods import MethodConfig
 from reft_plugins.positions import Positions
 from reft_plugins.program import ACTIVATIONS, COMPONENTS
-
-T = TypeVar("T")
 
 
 def _known(names: tuple[str, ...]) -> AfterValidator:
@@ -22,16 +20,23 @@ def _known(names: tuple[str, ...]) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
-    if not values or len(set(values)) != len(values):
+def _distinct(values: Any) -> Any:
+    """Checked before the union of one value and several, whose own message would speak of its first member only."""
+    if isinstance(values, list | tuple) and (not values or len(set(map(str, values))) != len(values)):
         raise ValueError(f"one or more different values are needed, not {list(values)}")
     return values
 
 
+def _known_components(component: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    for name in (component,) if isinstance(component, str) else component:
+        if name not in COMPONENTS:
+            raise ValueError(f"unknown {name!r}; known are {', '.join(COMPONENTS)}")
+    return component
+
+
 PositionsSpec = Annotated[str, AfterValidator(lambda spec: str(Positions.parse(spec)))]
-Layers = Literal["all"] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(_distinct)]
-Component = Annotated[str, _known(COMPONENTS)]
-Components = Component | Annotated[tuple[Component, ...], AfterValidator(_distinct)]
+Layers = Annotated[Literal["all"] | tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_distinct)]
+Components = Annotated[str | tuple[str, ...], BeforeValidator(_distinct), AfterValidator(_known_components)]
 
 
 class InterventionConfig(MethodConfig):

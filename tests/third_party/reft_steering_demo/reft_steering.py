@@ -23,7 +23,7 @@ class SteeringConfig(MethodConfig):
 class Steering(Method[SteeringConfig]):
     """Tensors: `<layer>.vector` `[hidden]`."""
 
-    name = "steering"
+    name = "steering_demo"
     config = SteeringConfig
     learning_rate = 1e-2
 
