@@ -1,79 +1,150 @@
-"""Where the components of a decoder layer are in a transformers model: one table, and a search by structure."""
+"""Where the components of a model's layers are: which module's input or output is which."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from torch import nn
 
 from reft_plugins.errors import AdapterError, UnsupportedProgramError
 from reft_plugins.layers import decoder_layers
-from reft_plugins.program import WeightDelta
+from reft_plugins.program import COMPONENTS
+from reft_transformers.architectures import (
+    ATTENTION_NAMES,
+    DOWN_NAMES,
+    LAYOUTS,
+    MLP_NAMES,
+    PROJECTION_NAMES,
+    Layout,
+)
+from reft_transformers.structure import search
 
-SUBMODULES: dict[str, tuple[str, ...]] = {
-    "attention_output": ("self_attn", "attn", "attention", "self_attention"),
-    "mlp_output": ("mlp", "feed_forward", "ffn"),
-}
-"""Submodule whose output is the component, by the names in use (Llama, Mistral, Qwen, Gemma, Phi; GPT-2; GPT-NeoX)."""
+ORDER = (
+    "block_input",
+    "attention_value_output",
+    "attention_output",
+    "mlp_residual",
+    "mlp_activation",
+    "mlp_output",
+    "block_output",
+)
+"""Components in the order in which a layer computes them; `attention_residual` is `block_input`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """Where a component is: the input or the output of a module.
+
+    Attributes:
+        kept_by: the layer, where it adds the component to its output as it was before the module took it in; a change
+            of it is added to the output then.
+    """
+
+    module: nn.Module
+    side: Literal["input", "output"]
+    kept_by: nn.Module | None = None
+
+
+def canonical(component: str) -> str:
+    """One name for the components that are the same tensor in every architecture."""
+    return "block_input" if component == "attention_residual" else component
+
+
 class Components:
-    """The decoder layers of a model, and its modules by name."""
+    """The layers of a model and their parts.
 
-    model: nn.Module
-    layers: nn.ModuleList
+    Args:
+        model: of transformers.
 
-    @classmethod
-    def find(cls, model: nn.Module) -> Components:
-        """Find the decoder layers.
+    Raises:
+        UnsupportedProgramError: no layers were found; says what was looked for.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        config: Any = getattr(model, "config", None)
+        text = config.get_text_config() if config is not None else None
+        self.model = model
+        self.layers = decoder_layers(model, getattr(text, "num_hidden_layers", None))[1]
+        self.architecture = str(getattr(text, "model_type", None) or type(model).__name__)
+        self.known = self.architecture in LAYOUTS
+        self.layout: Layout = LAYOUTS[self.architecture] if self.known else search(model, self.layers[0])
+        if getattr(self.layers[0], "use_parallel_residual", False):
+            self.layout = replace(self.layout, residual="parallel")
+
+    def layer(self, index: int) -> nn.Module:
+        """A layer.
 
         Raises:
-            UnsupportedProgramError: listing what was tried.
+            AdapterError: it is outside the model.
         """
-        config = getattr(model, "config", None)
-        text_config = config.get_text_config() if config is not None else None
-        count = getattr(text_config, "num_hidden_layers", None)
-        return cls(model, decoder_layers(model, count)[1])
+        if not 0 <= index < len(self.layers):
+            raise AdapterError(f"layer {index} is outside the base model, which has layers 0 to {len(self.layers) - 1}")
+        return self.layers[index]
 
-    def locate(self, layer: int, component: str) -> tuple[nn.Module, bool]:
-        """The module whose output (or input, if the flag is True) is a component.
+    def locate(self, layer: int, component: str) -> Place:
+        """Where a component is.
 
         Raises:
-            AdapterError: the layer is outside the model.
-            UnsupportedProgramError: the component has no module in this architecture.
+            AdapterError: the layer is outside the model, or there is no such component.
+            UnsupportedProgramError: this architecture does not have the component.
         """
-        if not 0 <= layer < len(self.layers):
-            raise AdapterError(f"layer {layer} is outside the base model, which has layers 0 to {len(self.layers) - 1}")
-        block = self.layers[layer]
-        if component in ("block_input", "block_output"):
-            return block, component == "block_input"
-        for name in SUBMODULES.get(component, ()):
-            if hasattr(block, name):
-                return getattr(block, name), False
-        raise UnsupportedProgramError(
-            f"the transformers runtime does not edit {component} of {type(block).__name__}; it edits block_input, "
-            f"block_output, {', '.join(SUBMODULES)}"
-        )
+        block, layout, component = self.layer(layer), self.layout, canonical(component)
+        if component == "block_input":
+            return Place(block, "input")
+        if component == "block_output":
+            return Place(block, "output")
+        if component == "mlp_residual":
+            if layout.residual == "parallel":
+                raise UnsupportedProgramError(
+                    f"{self.architecture} adds attention and MLP to the same input, so it has no mlp_residual; "
+                    f"attention_residual is that input"
+                )
+            entry = self._part(block, layout.mlp_entry, component)
+            return Place(entry, "output") if layout.residual == "post_norm" else Place(entry, "input", block)
+        if component not in ORDER:
+            raise AdapterError(f"unknown component {component!r}; known are {', '.join(COMPONENTS)}")
+        name, side = {
+            "attention_value_output": (layout.attention_projection, "input"),
+            "attention_output": (layout.attention_branch, "output"),
+            "mlp_activation": (layout.mlp_projection, "input"),
+            "mlp_output": (layout.mlp_branch, "output"),
+        }[component]
+        return Place(self._part(block, name, component), side)  # type: ignore[arg-type]
 
-    def linear(self, name: str, delta: WeightDelta) -> nn.Module:
-        """The linear module a `WeightDelta` names, of matching size.
+    def attention(self, layer: int) -> nn.Module:
+        """The module of a layer that calls transformers' attention function; raises as `locate`."""
+        return self._part(self.layer(layer), self.layout.attention, "attention")
+
+    def attention_projection(self, layer: int) -> nn.Module:
+        """The output projection of a layer's attention; raises as `locate`."""
+        return self._part(self.layer(layer), self.layout.attention_projection, "attention projection")
+
+    def module(self, name: str, node: object) -> nn.Module:
+        """A module of the base by its qualified name.
 
         Raises:
-            AdapterError: when there is none.
+            AdapterError: naming the node that asks for it.
         """
         try:
-            module = self.model.get_submodule(name)
+            return self.model.get_submodule(name)
         except AttributeError:
-            raise AdapterError(f"{delta}: the base model {type(self.model).__name__} has no module {name!r}") from None
-        weight = getattr(module, "weight", None)
-        if weight is None or weight.ndim != 2 or isinstance(module, nn.Embedding):
-            raise UnsupportedProgramError(f"{delta}: {type(module).__name__} is not a linear module")
-        if delta.a is not None and delta.b is not None:
-            size = tuple(weight.shape) if type(module).__name__ != "Conv1D" else tuple(weight.T.shape)
-            if size != (delta.b.shape[0], delta.a.shape[1]):
-                raise AdapterError(
-                    f"{delta}: made for {delta.b.shape[0]} x {delta.a.shape[1]}, "
-                    f"the base module is {size[0]} x {size[1]}"
-                )
-        return module
+            raise AdapterError(f"{node}: the base model {type(self.model).__name__} has no module {name!r}") from None
+
+    def _part(self, block: nn.Module, name: str, component: str) -> nn.Module:
+        if name:
+            try:
+                return block.get_submodule(name)
+            except AttributeError:
+                pass
+        tried = (
+            f"the table has {name!r} for {self.architecture}"
+            if self.known
+            else f"{self.architecture} is not in the table ({', '.join(LAYOUTS)}), and among the parts of its layer "
+            f"({', '.join(n for n, _ in block.named_children())}) the search tried the names "
+            f"{', '.join(dict.fromkeys((*ATTENTION_NAMES, *MLP_NAMES, *PROJECTION_NAMES, *DOWN_NAMES)))}, "
+            f"and two parts whose outputs add up to the layer's"
+        )
+        raise UnsupportedProgramError(
+            f"the transformers runtime finds no {component} in {type(block).__name__}: {tried}"
+        )

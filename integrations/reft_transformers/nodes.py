@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from reft_plugins.activations import FUNCTIONS
-from reft_plugins.program import Edit, Node, Program, WeightDelta
+from reft_plugins.program import Edit, Node, Program
 
 
 def on_device(program: Program, device: torch.device | str) -> Program:
@@ -33,79 +33,82 @@ def apply_edits(hidden: Tensor, edits: Sequence[Edit], masks: Sequence[Tensor], 
     Returns:
         the edited representation in `hidden`'s dtype.
     """
-    before = hidden
-    for edit, mask in zip(edits, masks, strict=True):
-        source = before if edit.simultaneous else hidden
-        changed = hidden + change_of(edit, source)
-        if training and edit.dropout:
-            changed = F.dropout(changed, edit.dropout)
-        before = source
-        hidden = torch.where(mask[..., None], changed.to(hidden.dtype), hidden)
-    return hidden
+    chosen = [mask.flatten().nonzero()[:, 0] for mask in masks]
+    return edit_tokens(hidden, [list(zip(edits, chosen, strict=True))], {}, training)
 
 
-def change_of(edit: Edit, state: Tensor) -> Tensor:
-    """What an edit adds to the representation when it reads `state` `[..., hidden]`; float32 or wider."""
-    wide = torch.promote_types(state.dtype, torch.float32)
-    source = state.to(wide)
-    change = torch.zeros_like(source)
-    if edit.scale is not None:
-        change = change + source * (_like(edit.scale, source) - 1)
-    if edit.down is not None and edit.up is not None:
-        low = F.linear(source, _like(edit.down, source), None if edit.bias is None else _like(edit.bias, source))
-        change = change + FUNCTIONS[edit.activation](low) @ _like(edit.up, source)
-    if edit.shift is not None:
-        change = change + _like(edit.shift, source)
-    return change
-
-
-def apply_weight_delta(module: nn.Module, delta: WeightDelta, x: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
-    """The output of a linear module under a `WeightDelta`.
+def edit_tokens(
+    hidden: Tensor,
+    sequences: Sequence[Sequence[tuple[Edit, Tensor | None]]],
+    components: dict[str, Tensor],
+    training: bool,
+) -> Tensor:
+    """Run the edits of one site, for programs of different rows at once.
 
     Args:
-        module: the base module that computed `y` `[..., out]` from `x` `[..., in]`.
-        mask: bool `[...]`, True where the delta applies; None for everywhere.
+        hidden: `[rows, tokens, hidden]`, or anything that flattens to it.
+        sequences: the edits of each program in order, each with the indices of its tokens in the flattened
+            `[rows, tokens]`, None for all; the programs' tokens are disjoint.
+        components: current value `[rows, tokens, width]` of every component that an edit reads.
+        training: whether dropout is active.
+
+    Returns:
+        as `hidden`; only the chosen tokens are computed.
     """
-    wide = torch.promote_types(y.dtype, torch.float32)
-    source, output = x.to(wide), y.to(wide)
-    base_bias = getattr(module, "bias", None)
-    if delta.input_scale is not None:
-        source = source * _like(delta.input_scale, source)
-        output = _linear(module, source)
-    if base_bias is not None:
-        output = output - _like(base_bias, output)
-    if delta.a is not None and delta.b is not None:
-        low = F.linear(source, _like(delta.a, source))
-        output = output + delta.scaling * F.linear(low, _like(delta.b, source))
-    if delta.magnitude is not None:
-        output = output * (_like(delta.magnitude, output) / row_norms(module, delta).to(output.device, wide))
-    if base_bias is not None:
-        output = output + _like(base_bias, output)
-    if delta.output_scale is not None:
-        output = output * _like(delta.output_scale, output)
-    if delta.bias is not None:
-        output = output + _like(delta.bias, output)
-    return output.to(y.dtype) if mask is None else torch.where(mask[..., None], output.to(y.dtype), y)
+    flat = hidden.flatten(0, -2)
+    read_before = [flat] * len(sequences)
+    for step in range(max(map(len, sequences), default=0)):
+        current, tokens, rows = flat, [], []
+        for number, sequence in enumerate(sequences):
+            if step >= len(sequence):
+                continue
+            edit, chosen = sequence[step]
+            state = read_before[number] if edit.simultaneous else current
+            read_before[number] = state
+            if chosen is not None and not chosen.numel():
+                continue
+            index = None if chosen is None else chosen.to(flat.device, non_blocking=True)
+            base, own = _take(current, index), _take(state, index)
+            source = own if edit.reads is None else _take(components[edit.reads].flatten(0, -2), index)
+            changed = edited(edit, base, own, source)
+            if training and edit.dropout:
+                changed = F.dropout(changed, edit.dropout)
+            tokens.append(index)
+            rows.append(changed.to(flat.dtype))
+        flat = _put(flat, tokens, rows)
+    return flat.view(hidden.shape) if flat.shape != hidden.shape else flat
 
 
-def row_norms(module: nn.Module, delta: WeightDelta) -> Tensor:
-    """Euclidean norms `[out]` of the rows of `W + scaling * b @ a`, float32 or wider."""
-    weight = weight_matrix(module)
-    if delta.a is not None and delta.b is not None:
-        weight = weight + delta.scaling * (_like(delta.b, weight) @ _like(delta.a, weight))
-    return weight.norm(dim=1)
+def edited(edit: Edit, base: Tensor, state: Tensor, source: Tensor) -> Tensor:
+    """`base` with the change that an edit makes of `state` `[..., hidden]` when it reads `source`; float32 or wider.
+
+    The three are one tensor for a sequential edit that reads the component it writes.
+    """
+    wide = torch.promote_types(base.dtype, torch.float32)
+    result, state, source = base.to(wide), state.to(wide), source.to(wide)
+    if edit.scale is not None:
+        result = result + state * (_like(edit.scale, state) - 1)
+    if edit.down is not None and edit.up is not None:
+        low = F.linear(source, _like(edit.down, source), None if edit.bias is None else _like(edit.bias, source))
+        low = FUNCTIONS[edit.activation](low)
+        result = torch.addmm(result, low, _like(edit.up, source))
+    if edit.shift is not None:
+        result = result + _like(edit.shift, result)
+    return result
 
 
-def weight_matrix(module: nn.Module) -> Tensor:
-    """A linear module's weight as `[out, in]`, float32 or wider (GPT-2's `Conv1D` stores the transpose)."""
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    return weight.T if type(module).__name__ == "Conv1D" else weight
+def _take(flat: Tensor, index: Tensor | None) -> Tensor:
+    return flat if index is None else flat.index_select(0, index.to(flat.device))
 
 
-def _linear(module: nn.Module, source: Tensor) -> Tensor:
-    bias = getattr(module, "bias", None)
-    return F.linear(source, weight_matrix(module).to(source), None if bias is None else _like(bias, source))
+def _put(flat: Tensor, tokens: Sequence[Tensor | None], rows: Sequence[Tensor]) -> Tensor:
+    if not rows:
+        return flat
+    if tokens[0] is None:
+        return rows[0]
+    if len(rows) == 1:
+        return flat.index_copy(0, tokens[0], rows[0])
+    return flat.index_copy(0, torch.cat(list(tokens)), torch.cat(list(rows)))  # type: ignore[arg-type]
 
 
 def _like(parameter: Tensor, other: Tensor) -> Tensor:

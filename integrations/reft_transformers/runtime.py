@@ -65,9 +65,11 @@ class TransformersRuntime:
         _refuse_empty([token_ids])
         tokens = torch.tensor([list(token_ids)], device=self.device)
         lengths = torch.tensor([tokens.shape[1] if prompt_length is None else prompt_length])
-        with torch.inference_mode(), self._executor.run(self._programs([adapter]), lengths):
-            logits: torch.Tensor = self.model(input_ids=tokens, use_cache=False).logits
-        result: npt.NDArray[np.float32] = logits[0].float().cpu().numpy()
+        programs = self._programs([adapter])
+        rows = self._executor.widen(programs, tokens)
+        with torch.inference_mode(), self._executor.run(programs, lengths):
+            logits: torch.Tensor = self.model(input_ids=rows.input_ids, use_cache=False).logits
+        result: npt.NDArray[np.float32] = logits[0, rows.extra :].float().cpu().numpy()
         return result
 
     def generate(
@@ -97,9 +99,13 @@ class TransformersRuntime:
             **({"temperature": temperature, "top_k": 0} if temperature > 0 else {}),
         )
         lengths = torch.tensor([len(row) for row in rows])
+        wide = self._executor.widen(programs, tokens, mask)
         with torch.inference_mode(), self._executor.run(programs, lengths):
-            output = self.model.generate(input_ids=tokens, attention_mask=mask, generation_config=settings)
-        return [self._generation(row, [] if ignore_eos else stops) for row in output[:, width:].tolist()]
+            output = self.model.generate(
+                input_ids=wide.input_ids, attention_mask=wide.attention_mask, generation_config=settings
+            )
+        start = width + wide.extra
+        return [self._generation(row, [] if ignore_eos else stops) for row in output[:, start:].tolist()]
 
     def close(self) -> None:
         """Drop the model."""

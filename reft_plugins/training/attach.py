@@ -56,5 +56,13 @@ class _ProgramModel(nn.Module):
     def forward(self, **batch: Any) -> Any:
         assert self.prompt_lengths is not None, "begin_batch() comes before every forward pass"
         program = self._method.lower(self._config, self.learned.tensors())  # type: ignore[operator]
-        with self._executor.run([program] * len(self.prompt_lengths), self.prompt_lengths):
-            return self.base(**batch)
+        programs = [program] * len(self.prompt_lengths)
+        rows = {name: batch.get(name) for name in ("input_ids", "attention_mask", "position_ids")}
+        wide = self._executor.widen(programs, **rows)
+        if wide.extra:
+            batch |= {name: getattr(wide, name) for name in rows}
+        with self._executor.run(programs, self.prompt_lengths):
+            outputs = self.base(**batch)
+        if wide.extra:
+            outputs.logits = outputs.logits[:, -rows["input_ids"].shape[1] :]
+        return outputs

@@ -15,7 +15,7 @@ from strong_adapters import strong_lora, strong_loreft
 
 import reft_plugins as reft
 from reft_plugins import Adapter, Positions
-from reft_plugins.errors import AdapterError, BaseMismatchError, UnknownReferenceError, UnsupportedProgramError
+from reft_plugins.errors import AdapterError, BaseMismatchError, UnknownReferenceError
 
 PROMPTS = ["the small dog", "count: one, two,", "Who likes the red fox? The king does! one plus two is", "it"]
 TOKENS = 8
@@ -242,15 +242,6 @@ def test_failures_leave_the_base_untouched(runtime: Any, tiny_llama: Path) -> No
     assert runtime.generate([]) == []
     np.testing.assert_array_equal(runtime.logits(tokens), before)
     assert not runtime.model._forward_pre_hooks
-
-
-def test_components_without_a_module_are_named(runtime: Any, tiny_llama: Path) -> None:
-    tensors = {f"layers.0.attention_residual.0.{n}": torch.eye(2, 128) for n in ("rotate", "weight")}
-    adapter = Adapter.create(
-        "loreft", {"component": "attention_residual"}, tensors, strong_lora(tiny_llama, seed=0).manifest.base
-    )
-    with pytest.raises(UnsupportedProgramError, match=r"attention_residual of LlamaDecoderLayer; it edits block_input"):
-        runtime.logits([1, 5], adapter)
 
 
 @pytest.mark.parametrize("component", ["block_input", "attention_output", "mlp_output"])
