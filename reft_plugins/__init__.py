@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from reft_plugins.adapter import Adapter
     from reft_plugins.api import load, runtime, train
+    from reft_plugins.capturing import capture
     from reft_plugins.errors import ReftError
     from reft_plugins.hookspecs import hookimpl
     from reft_plugins.methods import Method, MethodConfig
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "Adapter": "adapter",
+    "capture": "capturing",
     "load": "api",
     "runtime": "api",
     "train": "api",
@@ -54,6 +56,7 @@ __all__ = [
     "VirtualTokens",
     "WeightDelta",
     "__version__",
+    "capture",
     "hookimpl",
     "load",
     "runtime",

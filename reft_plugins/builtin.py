@@ -20,11 +20,13 @@ def reft_register_methods(register: Callable[..., None]) -> None:
     from reft_plugins.methods.adalora import AdaLoRA
     from reft_plugins.methods.bottleneck import Bottleneck
     from reft_plugins.methods.consreft import ConsReFT
+    from reft_plugins.methods.das import DAS
     from reft_plugins.methods.direft import DiReFT
     from reft_plugins.methods.direft_orthonormal import OrthonormalDiReFT
     from reft_plugins.methods.full import Full
     from reft_plugins.methods.head import Head
     from reft_plugins.methods.ia3 import IA3
+    from reft_plugins.methods.interchange import Interchange
     from reft_plugins.methods.llama_adapter import LlamaAdapter
     from reft_plugins.methods.lobireft import LobiReFT
     from reft_plugins.methods.lora import LoRA
@@ -44,6 +46,8 @@ def reft_register_methods(register: Callable[..., None]) -> None:
         register(of_weights)
     for member in (NoReFT(), DiReFT(), OrthonormalDiReFT(), ConsReFT(), LobiReFT(), RED(), Steering()):
         register(member)
+    for exchange in (DAS(), Interchange()):
+        register(exchange)
     for in_front in (PromptTuning(), PTuning(), PrefixTuning(), LlamaAdapter()):
         register(in_front)
 
