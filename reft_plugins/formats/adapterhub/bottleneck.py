@@ -51,7 +51,7 @@ def bottlenecks_of(checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[d
             tensors[f"layers.{layer}.{writes}.{name}"] = tensor
     if not tensors:
         raise AdapterError(
-            f"{checkpoint.file}: no tensors of the bottleneck adapters that {checkpoint.config_file} says"
+            f"{checkpoint.file}: none of the bottleneck adapters that {checkpoint.config_file.name} names"
         )
     scaling = config.get("scaling", 1.0)
     settings: dict[str, Any] = {

@@ -1,0 +1,318 @@
+"""AdapterHub's bottleneck, Compacter, LoRA and IA3 adapters against the library's own rule on a small model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from adapterhub_files import (
+    BOTTLENECK,
+    HIDDEN,
+    LAYERS,
+    LORA,
+    State,
+    below,
+    bottleneck_rule,
+    bottleneck_state,
+    sublayers,
+    write,
+)
+
+import reft_plugins as reft
+from reft_plugins.errors import AdapterError
+
+TOKENS = list(range(5, 17))
+BRANCH = {"attention": ("attention_adapters", "mh_adapter"), "mlp": ("output_adapters", "output_adapter")}
+
+
+@pytest.fixture(scope="module")
+def runtime(tiny_llama: Path) -> Any:
+    return reft.runtime("transformers", tiny_llama)
+
+
+def by_hand(runtime: Any, config: dict[str, Any], tensors: State, act: Any) -> Any:
+    def rule(layer: int, branch: str, x: torch.Tensor, y: torch.Tensor) -> Any:
+        module, key = BRANCH[branch]
+        raw = below(tensors, f"model.layers.{layer}.{module}.adapters.task")
+        return bottleneck_rule(config, raw, x, y, act) if config[key] and raw else x + y
+
+    with torch.inference_mode(), sublayers(runtime.model, rule):
+        return runtime.model(input_ids=torch.tensor([TOKENS])).logits[0].numpy()
+
+
+def same(runtime: Any, adapter: reft.Adapter, expected: Any) -> None:
+    np.testing.assert_allclose(runtime.logits(TOKENS, adapter), expected, atol=3e-4)
+    assert np.abs(expected - runtime.logits(TOKENS)).max() > 1.0, "the adapter must matter"
+
+
+VARIANTS: dict[str, tuple[dict[str, Any], Any, dict[str, str]]] = {
+    "double_seq_bn": (
+        {"mh_adapter": True, "non_linearity": "swish"},
+        torch.nn.functional.silu,
+        {"attention_output": "attention_output", "mlp_output": "mlp_output"},
+    ),
+    "seq_bn": ({"original_ln_before": True}, torch.relu, {"block_output": "block_output"}),
+    "par_bn": ({"is_parallel": True, "scaling": 4.0}, torch.relu, {"mlp_output": "mlp_residual"}),
+    "scaled_par_bn": ({"is_parallel": True, "scaling": "learned"}, torch.relu, {"mlp_output": "mlp_residual"}),
+    "adapter_plus": (
+        {
+            "original_ln_before": True,
+            "original_ln_after": False,
+            "residual_before_ln": False,
+            "scaling": "channel",
+            "non_linearity": "gelu",
+        },
+        torch.nn.functional.gelu,
+        {"block_output": "block_output"},
+    ),
+    "attention only, reads the sum": (
+        {"mh_adapter": True, "output_adapter": False, "original_ln_before": True, "non_linearity": "LeakyReLU"},
+        torch.nn.functional.leaky_relu,
+        {"mlp_residual": "mlp_residual"},
+    ),
+    "both parallel": (
+        {"mh_adapter": True, "is_parallel": True, "non_linearity": "tanh", "scaling": 0.5},
+        torch.tanh,
+        {"attention_output": "attention_residual", "mlp_output": "mlp_residual"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_bottleneck_variants(runtime: Any, tiny_llama: Path, tmp_path: Path, name: str) -> None:
+    changed, act, sites = VARIANTS[name]
+    config = {**BOTTLENECK, **changed}
+    tensors = bottleneck_state(config, dict.fromkeys(range(LAYERS), 8))
+    adapter = reft.load(write(tmp_path, config, tensors), base=tiny_llama)
+    assert adapter.manifest.method == "bottleneck" and adapter.manifest.config["placement"] == sites
+    same(runtime, adapter, by_hand(runtime, config, tensors, act))
+
+
+def test_layers_left_out_and_sizes_of_their_own(runtime: Any, tiny_llama: Path, tmp_path: Path) -> None:
+    config = {**BOTTLENECK, "original_ln_before": True, "leave_out": [0], "reduction_factor": {"1": 32, "default": 16}}
+    tensors = bottleneck_state(config, {1: 4, 2: 8, 3: 8})
+    adapter = reft.load(write(tmp_path, config, tensors), base=tiny_llama)
+    assert adapter.manifest.config["layers"] == [1, 2, 3]
+    same(runtime, adapter, by_hand(runtime, config, tensors, torch.relu))
+
+
+def test_safetensors_and_old_names(runtime: Any, tiny_llama: Path, tmp_path: Path) -> None:
+    config = {**BOTTLENECK, "mh_adapter": True}
+    tensors = bottleneck_state(config, dict.fromkeys(range(LAYERS), 8))
+    expected = by_hand(runtime, config, tensors, torch.relu)
+    directory = write(tmp_path / "safe", config, tensors)
+    (directory / "pytorch_adapter.bin").unlink()
+    safetensors.torch.save_file(tensors, directory / "adapter.safetensors")
+    same(runtime, reft.load(directory, base=tiny_llama), expected)
+    old = {
+        name.replace("attention_adapters.adapters", "attention.output.attention_text_task_adapters").replace(
+            "output_adapters.adapters", "output.layer_text_task_adapters"
+        ): tensor
+        for name, tensor in tensors.items()
+    }
+    few = {key: config[key] for key in ("mh_adapter", "output_adapter", "non_linearity", "original_ln_before")}
+    same(runtime, reft.load(write(tmp_path / "old", few, old, version="2.0.0"), base=tiny_llama), expected)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_compacter(runtime: Any, tiny_llama: Path, tmp_path: Path, shared: bool) -> None:
+    config = {**BOTTLENECK, "phm_layer": True, "phm_dim": 4, "non_linearity": "gelu", "scaling": 1.0}
+    draw = torch.Generator().manual_seed(1)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw) * 0.5
+
+    stored: State = {"model.shared_parameters.task.phm_rule": random(4, 4, 4)} if shared else {}
+    dense: State = {}
+    for layer in range(LAYERS):
+        prefix = f"model.layers.{layer}.output_adapters.adapters.task"
+        for part, rows, columns in (("adapter_down.0", HIDDEN, 8), ("adapter_up", 8, HIDDEN)):
+            left, right = random(4, rows // 4, 1), random(4, 1, columns // 4)
+            bias = random(columns)
+            stored |= {f"{prefix}.{part}.W_left": left, f"{prefix}.{part}.W_right": right, f"{prefix}.{part}.b": bias}
+            if shared:
+                rules = stored["model.shared_parameters.task.phm_rule"]
+            else:
+                factors = random(4, 4, 1), random(4, 1, 4)
+                stored |= {
+                    f"{prefix}.{part}.phm_rule_{side}": t for side, t in zip(("left", "right"), factors, strict=True)
+                }
+                rules = factors[0] @ factors[1]
+            products = torch.einsum("iab,icd->acbd", rules, left @ right).reshape(rows, columns)
+            dense |= {f"{prefix}.{part}.weight": products.T, f"{prefix}.{part}.bias": bias}
+    adapter = reft.load(write(tmp_path, config, stored), base=tiny_llama)
+    same(runtime, adapter, by_hand(runtime, config, dense, torch.nn.functional.gelu))
+
+
+def linear_changes(runtime: Any, changes: dict[str, Any]) -> Any:
+    handles = [
+        runtime.model.get_submodule(name).register_forward_hook(lambda m, args, y, f=change: f(args[0], y))
+        for name, change in changes.items()
+    ]
+    try:
+        with torch.inference_mode():
+            return runtime.model(input_ids=torch.tensor([TOKENS])).logits[0].numpy()
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def test_lora(runtime: Any, tiny_llama: Path, tmp_path: Path) -> None:
+    names = [f"model.layers.{layer}.mlp.down_proj" for layer in range(LAYERS)]
+    draw = torch.Generator().manual_seed(1)
+    tensors: State = {}
+    for name in names:
+        width = runtime.model.get_submodule(name).in_features
+        tensors[f"{name}.loras.task.lora_A"] = torch.randn(2, width, generator=draw) * 0.3
+        tensors[f"{name}.loras.task.lora_B"] = torch.randn(HIDDEN, 2, generator=draw) * 0.3
+
+    def added(name: str, scaling: float) -> Any:
+        a, b = (tensors[f"{name}.loras.task.lora_{letter}"] for letter in "AB")
+        return lambda x, y: y + scaling * x @ a.T @ b.T
+
+    config = {**LORA, "intermediate_lora": True}
+    adapter = reft.load(write(tmp_path / "lora", config, tensors), base=tiny_llama)
+    same(runtime, adapter, linear_changes(runtime, {name: added(name, 6 / 2) for name in names}))
+    unscaled = reft.load(write(tmp_path / "old", config, tensors, version="adapters.1.0.1"), base=tiny_llama)
+    same(runtime, unscaled, linear_changes(runtime, {name: added(name, 1.0) for name in names}))
+
+
+def test_ia3_and_its_union_with_a_bottleneck(runtime: Any, tiny_llama: Path, tmp_path: Path) -> None:
+    names = [f"model.layers.{layer}.self_attn.v_proj" for layer in range(LAYERS)]
+    ia3 = {**LORA, "r": 1, "alpha": 1, "composition_mode": "scale", "attn_matrices": ["v"]}
+    scales = {name: torch.randn(runtime.model.get_submodule(name).out_features, 1) * 4 for name in names}
+    tensors = {f"{name}.loras.task.lora_B": scale for name, scale in scales.items()}
+    changes = {name: lambda x, y, s=scale: y * s.flatten() for name, scale in scales.items()}
+    adapter = reft.load(write(tmp_path / "ia3", ia3, tensors), base=tiny_llama)
+    same(runtime, adapter, linear_changes(runtime, changes))
+
+    bottleneck = {**BOTTLENECK, "mh_adapter": True}
+    more = bottleneck_state(bottleneck, dict.fromkeys(range(LAYERS), 8))
+    union = {"architecture": "union", "configs": [ia3, bottleneck]}
+    adapter = reft.load(write(tmp_path / "union", union, {**tensors, **more}), base=tiny_llama)
+    handles = [
+        runtime.model.get_submodule(n).register_forward_hook(lambda m, a, y, f=f: f(a, y)) for n, f in changes.items()
+    ]
+    expected = by_hand(runtime, bottleneck, more, torch.relu)
+    for handle in handles:
+        handle.remove()
+    same(runtime, adapter, expected)
+
+
+def test_rows_of_a_merged_projection(tmp_path: Path) -> None:
+    """GPT-2's `c_attn`: rows for queries and values are learned, those for keys stay as they are."""
+    a, b = torch.randn(4, 8), torch.randn(16, 2)
+    name = "transformer.h.0.attn.c_attn"
+    tensors = {f"{name}.loras.task.lora_A": a, f"{name}.loras.task.lora_B": b}
+    document = {"model_type": "gpt2", "hidden_size": 8}
+    (delta,) = reft.load(write(tmp_path / "lora", LORA, tensors, **document)).lower().weight_deltas
+    assert delta.a is not None and delta.b is not None and delta.scaling == 3.0
+    expected = torch.cat([b[:8] @ a[:2], torch.zeros(8, 8), b[8:] @ a[2:]])
+    torch.testing.assert_close(delta.b @ delta.a, expected)
+    scale = {f"{name}.loras.task.lora_B": torch.randn(16, 1)}
+    ia3 = {**LORA, "r": 1, "alpha": 1, "composition_mode": "scale", "attn_matrices": ["k", "v"]}
+    (delta,) = reft.load(write(tmp_path / "ia3", ia3, scale, **document)).lower().weight_deltas
+    assert delta.output_scale is not None
+    torch.testing.assert_close(delta.output_scale, torch.cat([torch.ones(8), next(iter(scale.values())).flatten()]))
+
+
+def test_a_head_counts_where_it_differs(runtime: Any, tiny_llama: Path, tmp_path: Path) -> None:
+    config = {**BOTTLENECK, "original_ln_before": True}
+    tensors = bottleneck_state(config, {1: 8})
+    own = runtime.model.lm_head.weight.detach().clone()
+    copied = reft.load(write(tmp_path / "copy", config, tensors, {"lm_head.weight": own}), base=tiny_llama)
+    assert copied.manifest.method == "bottleneck" and "copy of the base's own" in copied.manifest.notes["head"]
+    other = own + torch.randn_like(own)
+    trained = reft.load(write(tmp_path / "trained", config, tensors, {"lm_head.weight": other}), base=tiny_llama)
+    (delta,) = trained.lower().weight_deltas
+    assert delta.module == "lm_head" and delta.new_weight is not None and torch.equal(delta.new_weight, other)
+    assert len(trained.lower().edits) == 1 and "lm_head" in trained.manifest.notes["head"]
+    heads = {"heads.task.1.weight": torch.zeros(2, HIDDEN)}
+    foreign = reft.load(
+        write(tmp_path / "foreign", config, tensors, heads, model_class="LlamaAdapterModel"), base=tiny_llama
+    )
+    assert "heads.task.1.weight" in foreign.manifest.notes["head"] and not foreign.lower().weight_deltas
+    assert "shows with a base only" in reft.load(tmp_path / "copy").manifest.notes["head"]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({**BOTTLENECK, "ln_before": True}, "ln_before=True is a norm of its own"),
+        ({**BOTTLENECK, "ln_after": True}, "ln_after=True is a norm of its own"),
+        ({**BOTTLENECK, "use_gating": True}, "use_gating=True is a gate"),
+        ({**BOTTLENECK, "inv_adapter": "nice"}, "inv_adapter='nice' is an invertible adapter"),
+        ({**BOTTLENECK, "cross_adapter": True}, "cross_adapter=True"),
+        ({**BOTTLENECK, "non_linearity": "mish"}, "activation 'mish'"),
+        ({**BOTTLENECK, "original_ln_after": False}, "takes away the residual"),
+        ({**BOTTLENECK, "original_ln_before": True, "residual_before_ln": False}, "doubles the residual"),
+        ({**BOTTLENECK, "residual_before_ln": "post_add"}, "the library itself fails"),
+        ({**BOTTLENECK, "is_parallel": True, "original_ln_after": False}, "takes the residual connection away"),
+        ({**BOTTLENECK, "scaling": "learned"}, "scaling is 'learned', but there is no such tensor"),
+        ({**BOTTLENECK, "output_adapter": False}, "none of the bottleneck adapters"),
+        ({**LORA, "use_dora": True}, "use_dora=True is a DoRA whose norms"),
+        ({**LORA, "vera_d": 0.1}, "vera_d=0.1 is VeRA"),
+        (LORA, "no tensors of LoRA"),
+        ({"architecture": "prefix_tuning"}, "'prefix_tuning' are not read: its prefixes do not move"),
+        ({"architecture": "prompt_tuning"}, "'prompt_tuning' are not read"),
+        ({"architecture": "something"}, "'something' are not read. Read are bottleneck"),
+        ({"architecture": "union", "configs": [BOTTLENECK, {"architecture": "prefix_tuning"}]}, "'prefix_tuning'"),
+        ("houlsby", "only a name, 'houlsby'.*save it again"),
+    ],
+)
+def test_what_cannot_be_executed_is_refused_by_name(
+    tiny_llama: Path, tmp_path: Path, config: Any, message: str
+) -> None:
+    tensors = bottleneck_state(BOTTLENECK, {1: 8})
+    with pytest.raises(AdapterError, match=message):
+        reft.load(write(tmp_path, config, tensors), base=tiny_llama)
+
+
+def test_models_and_options_are_checked(tiny_llama: Path, tmp_path: Path) -> None:
+    tensors = bottleneck_state(BOTTLENECK, {1: 8})
+    with pytest.raises(AdapterError, match="made for a model of type gpt2, the base is of type llama"):
+        reft.load(write(tmp_path, BOTTLENECK, tensors, model_type="gpt2"), base=tiny_llama)
+    with pytest.raises(AdapterError, match="a model of type t5 is not known here"):
+        reft.load(write(tmp_path, BOTTLENECK, tensors, model_type="t5"))
+    write(tmp_path, BOTTLENECK, tensors)
+    with pytest.raises(AdapterError, match="stores positions"):
+        reft.load(tmp_path, base=tiny_llama, positions="f1")
+    with pytest.raises(AdapterError, match="no option rank"):
+        reft.load(tmp_path, base=tiny_llama, rank=3)
+    with pytest.raises(AdapterError, match="'variant' tells NoReFT from DiReFT"):
+        reft.load(tmp_path, base=tiny_llama, variant="direft")
+    (tmp_path / "pytorch_adapter.bin").unlink()
+    with pytest.raises(AdapterError, match=r"neither pytorch_adapter\.bin nor adapter\.safetensors"):
+        reft.load(tmp_path, base=tiny_llama)
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, ("mlp_output", "mlp_output")),
+        ({"is_parallel": True}, ("mlp_output", "mlp_residual")),
+        (
+            {"original_ln_before": True, "original_ln_after": False, "residual_before_ln": False},
+            ("block_output", "block_output"),
+        ),
+        ({"original_ln_before": True}, "reads the norm's output and writes what the norm reads"),
+        ({"original_ln_before": True, "residual_before_ln": "post_add"}, "doubles"),
+    ],
+)
+def test_models_that_normalise_behind_the_residual(tmp_path: Path, changed: Any, expected: Any) -> None:
+    config = {**BOTTLENECK, **changed}
+    tensors = {
+        name.replace("model.layers", "bert.encoder.layer").replace("output_adapters.", "output."): tensor
+        for name, tensor in bottleneck_state(config, {1: 8}).items()
+    }
+    write(tmp_path, config, tensors, model_type="bert", model_class="BertModel")
+    if isinstance(expected, str):
+        with pytest.raises(AdapterError, match=expected):
+            reft.load(tmp_path)
+        return
+    (edit,) = reft.load(tmp_path).lower().edits
+    assert (edit.site.component, edit.reads or edit.site.component) == expected
