@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from reft_plugins.base_model import check_base
+from reft_plugins.errors import AdapterError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +26,14 @@ class Generation:
 
     token_ids: list[int]
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The most probable label of a text, and the probability of each."""
+
+    label: str
+    probabilities: dict[str, float]
 
 
 class Runtime(Protocol):
@@ -54,9 +63,15 @@ class Runtime(Protocol):
 
 
 def admit(
-    adapter: Adapter | str | Path | None, base: BaseModelIdentity, allow_base_mismatch: bool = False
+    adapter: Adapter | str | Path | None,
+    base: BaseModelIdentity,
+    allow_base_mismatch: bool = False,
+    classifies: bool = False,
 ) -> Adapter | None:
-    """Load what a caller of a runtime passed, and refuse it if it was made for another base model.
+    """Load what a caller of a runtime passed, and refuse it if it was made for another base model, or another task.
+
+    Args:
+        classifies: whether the runtime labels texts, rather than going on with them.
 
     Raises:
         UnknownReferenceError, AdapterError, BaseMismatchError.
@@ -67,6 +82,14 @@ def admit(
 
     loaded = load(adapter)
     check_base(loaded.manifest, base, allow_base_mismatch)
+    if (loaded.manifest.task is not None) != classifies:
+        done, other = (
+            ("classifies texts", ', task="sequence_classification"') if not classifies else ("has no labels", "")
+        )
+        raise AdapterError(
+            f"the adapter ({loaded.manifest.method}) {done}, which this runtime is not for. "
+            f'Use reft.runtime("transformers", base{other})'
+        )
     return loaded
 
 

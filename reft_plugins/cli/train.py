@@ -24,6 +24,13 @@ def _layers(context: click.Context, parameter: click.Parameter, value: str | Non
 @click.argument("base")
 @click.option("--method", default="loreft", show_default=True, help="Fine-tuning method; `reft plugins` lists them.")
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="JSONL of prompts and completions.")
+@click.option(
+    "--task",
+    type=click.Choice(["causal_lm", "sequence_classification"]),
+    default="causal_lm",
+    show_default=True,
+    help='For classification data holds {"text", "label"}, and a head is learned as well.',
+)
 @click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="JSONL of held-out examples.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the adapter.")
 @click.option("--positions", help="Tokens the method edits: all, prompt, f7+l7, [0,-1], ….")
