@@ -24,18 +24,18 @@ class _Batches:
     """Examples in their order, padded and on the model's device."""
 
     examples: Examples
-    collator: Callable[[Any], dict[str, Tensor]]
+    collator: Callable[[Any], dict[str, Any]]
     size: int
     device: torch.device
     progress: bool
     label: str
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         starts = range(0, len(self.examples), self.size)
         shown = track(starts, self.label, console=Console(stderr=True), disable=not self.progress)
         for start in shown:
             batch = self.collator(self.examples[start : start + self.size])
-            yield {name: tensor.to(self.device) for name, tensor in batch.items()}
+            yield {name: v.to(self.device) if isinstance(v, Tensor) else v for name, v in batch.items()}
 
 
 def run_closed_form(
@@ -43,7 +43,7 @@ def run_closed_form(
     settings: TrainingSettings,
     examples: Examples,
     held_out: Examples | None,
-    collator: Callable[[Any], dict[str, Tensor]],
+    collator: Callable[[Any], dict[str, Any]],
     progress: bool,
 ) -> dict[str, float]:
     """Compute the parameters of a trainable that is `methods.ClosedForm`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -33,6 +34,8 @@ class DifferenceOfMeans:
         self.model, self.parameters = model, parameters
         self._read = read_positions
         self._executor: Any = plugins.runtimes.get("transformers").executor(model)  # type: ignore[attr-defined]
+        taken = inspect.signature(model.forward).parameters
+        self._frugal = {name: value for name, value in (("use_cache", False), ("logits_to_keep", 1)) if name in taken}
         self._sites = list(dict.fromkeys(unit.site for unit in parameters.units))
 
     def begin_batch(self, prompt_lengths: Tensor) -> None:
@@ -81,13 +84,12 @@ class DifferenceOfMeans:
 
     def _differences(self, batch: dict[str, Tensor]) -> dict[Site, Tensor]:
         """Positive minus negative, float64 `[pairs, width]` per site, each text averaged over the tokens read."""
-        lengths = batch.pop("prompt_lengths")
-        indices = batch["position_ids"].masked_fill(batch["attention_mask"] == 0, -1)
-        mask = self._read.mask(indices.cpu().numpy(), lengths.cpu().numpy()[:, None])
-        weights = torch.from_numpy(mask).to(indices.device, torch.float64)
+        indices = batch["position_ids"].masked_fill(batch["attention_mask"] == 0, -1).cpu()
+        mask = self._read.mask(indices.numpy(), batch["attention_mask"].sum(-1, keepdim=True).cpu().numpy())
+        weights = torch.from_numpy(mask).to(batch["input_ids"].device, torch.float64)
         weights = weights / weights.sum(-1, keepdim=True)
         with self._executor.capture(self._sites) as captured:
-            self.model(**batch, use_cache=False)
+            self.model(**batch, **self._frugal)
         return {site: _halves(weights, captured[site]) for site in self._sites}
 
 

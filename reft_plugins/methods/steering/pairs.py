@@ -61,8 +61,7 @@ class PairCollator:
     texts: Collator
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
-        """int64 `input_ids`, `attention_mask`, `position_ids` `[2 * pairs, tokens]`, `prompt_lengths` `[2 * pairs]`."""
+        """int64 `input_ids`, `attention_mask`, `position_ids`, each `[2 * pairs, tokens]`."""
         rows = [*(pair.positive for pair in pairs), *(pair.negative for pair in pairs)]
-        batch = self.texts([Example(row, ()) for row in rows])
-        del batch["labels"]
-        return batch
+        batch = self.texts([Example(row[:-1], row[-1:]) for row in rows])
+        return {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
