@@ -80,13 +80,17 @@ class PeftLoRA(PeftTrainable):
         return found if name not in self._initial else self._since_the_beginning(found, *self._initial[name])
 
     def _since_the_beginning(self, now: dict[str, Tensor], a: Tensor, b: Tensor) -> dict[str, Tensor]:
-        """The change of a base that PEFT emptied of `b @ a`, against the untouched base: `B A - b a`, of rank 2r.
+        """The change of a base that PEFT emptied of `b @ a`, against the untouched base, of rank 2r.
 
-        The scaling that goes with twice the rank is smaller, by two or (rsLoRA) by its root, which `B` makes up for.
+        `B A - b a = B (A - a) + (B - b) a`, which unlike the left side subtracts no large numbers in a forward pass.
+        The scaling that goes with twice the rank is smaller, by two or (rsLoRA) its root, which `B` makes up for.
         """
         factor = 2**0.5 if self._rslora else 2.0
         a, b = a.to(now["lora_A"].device), b.to(now["lora_B"].device)
-        both = {"lora_A": torch.cat([now["lora_A"], a]), "lora_B": torch.cat([now["lora_B"], -b], dim=1) * factor}
+        both = {
+            "lora_A": torch.cat([now["lora_A"] - a, a]),
+            "lora_B": torch.cat([now["lora_B"], now["lora_B"] - b], dim=1) * factor,
+        }
         return now | both
 
 
