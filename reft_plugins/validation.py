@@ -62,7 +62,7 @@ def _check_edit(edit: Edit, base: BaseModelIdentity | None) -> None:
             f"{edit}: layer {edit.site.layer} is outside the base model {base.name}, "
             f"which has layers 0 to {base.num_hidden_layers - 1}"
         )
-    if edit.site.component != "mlp_activation" and width != base.hidden_size:
+    if edit.site.component not in ("attention_value_output", "mlp_activation") and width != base.hidden_size:
         raise AdapterError(f"{edit}: made for hidden size {width}, the base model has {base.hidden_size}")
     if rank > base.hidden_size:
         raise AdapterError(f"{edit}: rank {rank} exceeds the base model's hidden size {base.hidden_size}")

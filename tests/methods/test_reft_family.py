@@ -62,6 +62,7 @@ VARIANTS = [
         for label in (f"{name} {activation}",)
     ),
     MethodCase("loreft", {"component": ["mlp_output", "block_output"]}, label="loreft two components"),
+    MethodCase("loreft", {"component": ["mlp_activation", "attention_value_output"]}, label="loreft inside sub-layers"),
     MethodCase("red", {**UNSHARED, "component": "block_output"}, label="red unshared"),
 ]
 

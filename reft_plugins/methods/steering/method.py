@@ -50,7 +50,7 @@ class Steering(InterventionMethod[SteeringConfig]):
             return super().attach(model, config, base)
         from reft_plugins.methods.steering.module import DifferenceOfMeans
 
-        parameters: Any = self.parameters(config, base)
+        parameters = self.parameters_on(model, config, base)
         trainable: Trainable = DifferenceOfMeans(model, parameters, Positions.parse(config.read_positions))
         return trainable
 
