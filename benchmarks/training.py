@@ -3,9 +3,9 @@
     python benchmarks/training.py [--base DIR] [--rounds 5] [--steps 24] [--json FILE]
 
 LoReFT against pyreft, LoRA against plain PEFT: same base model, data, batch size, positions and rank, each by
-its library's own trainer. Rounds alternate between the peers, so that a busy machine slows both; figures are medians of
-the ratios within a round. Everybody trains with the defaults of the own trainer; ours groups examples of like length and
-computes no logits of prompts. pyreft needs an old transformers, so the script builds an environment for it the first time
+its library's own trainer with that trainer's defaults; ours groups examples of like length and computes no logits of
+prompts. Rounds alternate between the peers, so that a busy machine slows both; figures are medians of the ratios within
+a round. pyreft needs an old transformers, so the script builds an environment for it the first time
 (`.cache/benchmarks/pyreft`, about 1 GB, from pip).
 """
 
