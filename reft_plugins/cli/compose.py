@@ -61,7 +61,8 @@ def command(
 
     loaded = [load(adapter, base=base) for adapter in adapters]
     same_base(loaded)
-    names = [name if adapters.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(adapters)]
+    short = [Path(name).resolve().name if Path(name).is_dir() else name for name in adapters]
+    names = [name if short.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(short)]
     found = overlap(dict(zip(names, map(learned_program, loaded), strict=True)))
     result = None if out is None else combine(adapters, weights, base=base, sequential=sequential)
     if result is not None and out is not None:

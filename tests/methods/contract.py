@@ -18,8 +18,7 @@ import reft_plugins as reft
 from reft_plugins import plugins
 from reft_plugins.adapter import Adapter, parse_config
 from reft_plugins.base_model import attention_implementation, identify
-from reft_plugins.training.batches import Collator, completion_loss
-from reft_plugins.training.data import read_examples
+from reft_plugins.training.batches import completion_loss
 from reft_plugins.training.trainer import Step
 
 TOKENS = [1, 40, 77, 130, 52, 210, 99, 301, 17, 64]
@@ -125,7 +124,10 @@ def gradients_reach_exactly_own(case: MethodCase, base: Path, data: Path, noise:
     """(d) After a backward pass every own parameter has a gradient that is not zero, and no other has any."""
     _, trainable = attached(case, base, noise)
     step = Step(trainable)
-    batch = Collator(fill=0, left=False)(read_examples(data, AutoTokenizer.from_pretrained(base), 512)[0:8])
+    method = plugins.methods.get(case.name)
+    config = parse_config(method, case.settings)
+    examples = method.examples(config, data, AutoTokenizer.from_pretrained(base), 512)
+    batch = method.collator(config, 0, False)(examples[0:8])
     labels = batch.pop("labels")
     completion_loss(step(**batch), labels).backward()
     own = {id(parameter) for parameter in trainable.parameters.parameters() if parameter.requires_grad}
