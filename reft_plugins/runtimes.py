@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from reft_plugins.adapter import Adapter
-    from reft_plugins.manifest import BaseModelIdentity
+    from reft_plugins.manifest import BaseModelIdentity, Manifest
 
 Prompt = str | list[int]
 
@@ -82,6 +82,7 @@ def admit(
 
     loaded = load(adapter)
     check_base(loaded.manifest, base, allow_base_mismatch)
+    refuse_idle(loaded.manifest)
     if (loaded.manifest.task is not None) != classifies:
         done, other = (
             ("classifies texts", ', task="sequence_classification"') if not classifies else ("has no labels", "")
@@ -91,6 +92,20 @@ def admit(
             f'Use reft.runtime("transformers", base{other})'
         )
     return loaded
+
+
+def refuse_idle(manifest: Manifest) -> None:
+    """Refuse an adapter whose program is empty: answers would be the bare base's, and nobody would notice.
+
+    Raises:
+        AdapterError: always then.
+    """
+    facts = manifest.program
+    if not (facts.edits or facts.weight_deltas or facts.other_nodes):
+        raise AdapterError(
+            f"the adapter ({manifest.method}) changes nothing by itself. A rotation acts with the cached values of a "
+            "source prompt: `reft interchange` makes an adapter of them"
+        )
 
 
 def one_per_prompt(

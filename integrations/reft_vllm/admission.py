@@ -13,6 +13,7 @@ from reft_plugins.base_model import check_base, identify
 from reft_plugins.manifest import MANIFEST_FILE, Manifest
 from reft_plugins.positions import Positions
 from reft_plugins.program import Program
+from reft_plugins.runtimes import refuse_idle
 
 KEPT_BYTES = int(os.environ.get("REFT_ADAPTER_CACHE_BYTES", "2147483648"))
 """How many bytes of adapter tensors a process keeps; beyond it the least recently used are read again from disk."""
@@ -71,6 +72,7 @@ def admit(path: str, reload: bool = False) -> Admitted:
             return admitted
     adapter = Adapter.load(path)
     check_base(adapter.manifest, identify(_served["base"]))
+    refuse_idle(adapter.manifest)
     admitted = Admitted.of(adapter)
     _kept[path] = (stamp, admitted)
     _kept.move_to_end(path)

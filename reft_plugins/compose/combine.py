@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from reft_plugins.compose.prompts import join_prompts, scale_prompt
 from reft_plugins.compose.weight_deltas import add_weight_deltas
 from reft_plugins.errors import AdapterError, BaseMismatchError
 from reft_plugins.loading import load
-from reft_plugins.manifest import BaseModelIdentity, Parent
+from reft_plugins.manifest import BaseModelIdentity, Parent, TaskFact
 from reft_plugins.methods.program import adapter_of
 from reft_plugins.program import KeyValuePrefix, Program, VirtualTokens
 
@@ -69,6 +70,7 @@ def compose(
     loaded = [load(adapter, base=base) for adapter in adapters]
     model = None if base is None else BaseModel.open(base)
     identity = same_base(loaded)
+    task = _task(loaded)
     parts = [(w, learned_program(adapter)) for w, adapter in zip(chosen, loaded, strict=True) if w]
     nodes = combine_programs(parts, model, sequential)
     if not nodes:
@@ -80,7 +82,8 @@ def compose(
         Parent(relation="composed", source=_name(given, adapter), digest=adapter.digest)
         for given, adapter in zip(adapters, loaded, strict=True)
     )
-    return adapter_of(Program(tuple(nodes)), identity, parents=parents, notes=notes)
+    result = adapter_of(Program(tuple(nodes)), identity, parents=parents, notes=notes)
+    return replace(result, manifest=result.manifest.model_copy(update={"task": task}))
 
 
 def scale(adapter: Source, weight: float, *, base: str | Path | None = None) -> Adapter:
@@ -105,6 +108,14 @@ def combine_programs(
     deltas = [(weight, delta) for weight, program in parts for delta in program.weight_deltas]
     together = chain_edits(edits) if sequential or len(parts) == 1 else add_edits(edits)
     return [*join_prompts([front for front in fronts if front]), *add_weight_deltas(deltas, base), *together]
+
+
+def _task(adapters: Sequence[Adapter]) -> TaskFact | None:
+    """The task of the one adapter that brings a classifier; two of them have heads that cannot be one."""
+    tasks = [adapter.manifest.task for adapter in adapters if adapter.manifest.task is not None]
+    if len(tasks) > 1:
+        raise AdapterError(f"{len(tasks)} of the adapters classify texts, each with a head of its own; compose one")
+    return tasks[0] if tasks else None
 
 
 def learned_program(adapter: Adapter) -> Program:

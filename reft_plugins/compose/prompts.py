@@ -28,11 +28,11 @@ def scale_prompt(node: VirtualTokens | KeyValuePrefix, weight: float) -> Virtual
 def join_prompts(parts: Sequence[Sequence[Node]]) -> list[VirtualTokens | KeyValuePrefix]:
     """Virtual tokens of all adapters behind one another, and likewise the prefixes of each layer.
 
-    A gated prefix has a softmax of its own, so every one stays a node of its own.
+    Virtual tokens stand behind prefixes. A gated prefix has a softmax of its own, so every one stays a node of its own.
 
     Raises:
-        AdapterError: virtual tokens meet prefixes, or adapters have prefixes on different layers, so that real tokens
-            would begin behind a different number of pairs in each.
+        AdapterError: adapters have prefixes on different layers, so that real tokens would begin behind a different
+            number of pairs in each.
     """
     import torch
 
@@ -42,8 +42,6 @@ def join_prompts(parts: Sequence[Sequence[Node]]) -> list[VirtualTokens | KeyVal
     for prefix in prefixes:
         if prefix.gate is None:
             ungated.setdefault(prefix.layer, []).append(prefix)
-    if tokens and ungated and len(parts) > 1:
-        raise AdapterError("virtual tokens and key/value prefixes both stand at the first positions; compose one kind")
     lengths = {layer: sum(len(node.keys) for node in nodes) for layer, nodes in ungated.items()}
     if len(set(lengths.values())) > 1:
         described = ", ".join(f"layer {layer} {length}" for layer, length in sorted(lengths.items()))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from reft_plugins.adapter import Adapter
 from reft_plugins.base_model import identify
 from reft_plugins.compose.edits import disjoint, scale_edit
 from reft_plugins.errors import AdapterError, BaseMismatchError
+from reft_plugins.manifest import TaskFact
 from reft_plugins.methods.program import adapter_of
 from reft_plugins.positions import Positions
 from reft_plugins.program import Edit, KeyValuePrefix, Program, Site, VirtualTokens
@@ -225,10 +227,31 @@ def test_tokens_in_front_are_joined_and_take_no_weight(tiny_llama: Path) -> None
     assert torch.equal(joined[0].values, -joined[0].keys)
     with pytest.raises(AdapterError, match="layer 0 4, layer 1 2"):
         compose.compose([prefix([0, 1], 1.0), prefix([0], 2.0)])
-    with pytest.raises(AdapterError, match="both stand at the first positions"):
-        compose.compose([prefix([0], 1.0), tokens[0]])
+    mixed = compose.compose([tokens[0], prefix([0], 1.0)]).lower()
+    assert mixed.virtual_tokens == 2 and len(mixed.prefixes) == 1
     gated = compose.compose([prefix([1], 1.0, torch.tensor([0.5])), prefix([1], 2.0, torch.tensor([2.0]))], [2, -1])
     assert [node.gate.item() for node in gated.lower().prefixes if node.gate is not None] == [1.0, -2.0]
+
+
+def test_joined_virtual_tokens_are_read_one_behind_the_other(tiny_llama: Path, runtime: Any) -> None:
+    identity, draw = identify(tiny_llama), torch.Generator().manual_seed(0)
+    rows = [torch.randn(n, identity.hidden_size, generator=draw) for n in (2, 3)]
+    both = compose.compose([adapter_of(Program((VirtualTokens(part),)), identity) for part in rows])
+    with torch.no_grad():
+        embedded = runtime.model.get_input_embeddings()(torch.tensor(PROMPT))
+        expected = runtime.model(inputs_embeds=torch.cat([*rows, embedded])[None]).logits[0, 5:].numpy()
+    found = runtime.logits(PROMPT, both)
+    assert close(found, expected) and far(found, runtime.logits(PROMPT))
+
+
+def test_one_classifier_keeps_its_task_and_two_are_refused(tiny_llama: Path) -> None:
+    adapter = strong_loreft(tiny_llama, "l1", seed=1)
+    task = TaskFact(name="sequence_classification", labels=("good", "bad"))
+    classifier = replace(adapter, manifest=adapter.manifest.model_copy(update={"task": task}))
+    assert compose.compose([adapter, classifier]).manifest.task == task
+    assert compose.compose([adapter]).manifest.task is None
+    with pytest.raises(AdapterError, match="2 of the adapters classify texts"):
+        compose.compose([classifier, classifier])
 
 
 def test_parents_weights_and_hooks(tiny_llama: Path, tmp_path: Path) -> None:

@@ -303,6 +303,8 @@ def test_what_is_no_rotation_is_refused(
         cache_source(tiny_llama, "a b", cached)
     with pytest.raises(AdapterError, match="of method 'das', this one is of 'interchange'"):
         interchange_accuracy(tiny_llama, cached, data[1])
+    with pytest.raises(AdapterError, match="changes nothing by itself"):
+        reft.runtime("transformers", tiny_llama).logits([1, 2, 3], str(learned))
     with pytest.raises(AdapterError, match="no subspace other; there are exchanged"):
         cache_source(tiny_llama, "a b", learned, exchange=["other"])
     with pytest.raises(AdapterError, match="knows its sites"):
