@@ -19,7 +19,10 @@ _NOTICE = b"\nstopping: one step and a checkpoint to go. Once more to stop at on
 
 
 class Interruption(TrainerCallback):  # type: ignore[misc]
-    """The first SIGINT (Ctrl-C) or SIGTERM ends training behind a whole checkpoint; a second one acts as ever."""
+    """The first SIGINT (Ctrl-C) or SIGTERM ends training behind a whole checkpoint; a second one acts as ever.
+
+    An evaluation under way is finished first, and one step after it.
+    """
 
     def __init__(self) -> None:
         self._before: dict[signal.Signals, Any] = {}

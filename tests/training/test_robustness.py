@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -9,10 +10,12 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from tokenizers import normalizers, processors
 from transformers import AutoTokenizer
 
@@ -21,6 +24,7 @@ from reft_plugins.errors import DataError, TrainingInterruptedError
 from reft_plugins.program import KeyValuePrefix, Program, VirtualTokens
 from reft_plugins.training.data import read_examples
 from reft_plugins.training.interruption import Interruption
+from reft_plugins.training.progress import ProgressBar
 from reft_plugins.training.room import check_room, positions_in_front
 from reft_plugins.training.trainer import AdapterTrainer
 
@@ -148,6 +152,25 @@ def test_outside_the_main_thread_training_leaves_signals_alone() -> None:
     thread.start()
     thread.join()
     assert not failures
+
+
+def test_the_bar_shows_steps_rate_remaining_time_and_loss() -> None:
+    bar, state, clock = ProgressBar(), SimpleNamespace(global_step=4, max_steps=1000), [0.0]
+    bar._bar.get_time = lambda: clock[0]
+    console = Console(width=200, file=io.StringIO())
+    bar.on_train_begin(None, state, None)
+    for state.global_step in range(4, 9):
+        bar.on_step_end(None, state, None)
+        clock[0] += 0.5
+    bar.on_log(None, state, None, logs={"loss": 1.25, "grad_norm": 7.0})
+    console.print(bar._bar.get_renderable())
+    bar.on_prediction_step(None, state, None)
+    console.print(bar._bar.get_renderable())
+    bar.stop()
+    training, evaluating = console.file.getvalue().splitlines()
+    assert training.startswith("training") and training.rstrip().endswith("loss 1.2500")
+    assert "8/1000 2.0 steps/s 0:00:02 0:08:16" in training, "992 steps remain"
+    assert evaluating.startswith("evaluating")
 
 
 @pytest.mark.parametrize("method", [BY_PROGRAM, BY_PEFT_IN_FRONT], ids=["program", "in front"])
