@@ -63,14 +63,12 @@ def attach(
     settings: TrainingSettings,
 ) -> Trainable:
     """The base model, frozen, with the method on it; both depend on the seed alone."""
-    import torch
     from transformers import set_seed
 
     set_seed(settings.seed)
     model = objective.open(
         directory,
         fill,
-        dtype=getattr(torch, settings.dtype),
         attn_implementation=attention_implementation(directory),
         **loading_arguments(settings.quantization, settings.dtype, settings.device),
     )

@@ -15,20 +15,23 @@ Quantization = Literal["4bit", "8bit"]
 
 
 def loading_arguments(quantization: Quantization | None, dtype: str, device: str | None) -> dict[str, Any]:
-    """What `from_pretrained` needs to load a base model with linear modules in fewer bits; nothing for None.
+    """What `from_pretrained` needs to load a base model in a precision, with linear modules in fewer bits or not.
 
-    `4bit` is NF4 with double quantisation (section 3 of the paper), `8bit` is LLM.int8 (arXiv:2208.07339). The
-    output head stays as it is.
+    `4bit` is NF4 with double quantisation (section 3 of the paper), `8bit` is LLM.int8 (arXiv:2208.07339). What stays
+    unquantised then, such as norms and the output head, is float32, as PEFT prepares such models; `dtype` is what the
+    4-bit modules compute in.
 
     Args:
-        dtype: of everything that is not quantised, and of the computation with what is.
-        device: where to load to, by default a GPU if there is one.
+        dtype: `float32`, `bfloat16` or `float16`; device: where a quantised model goes, by default a GPU if there is
+            one.
 
     Raises:
         TrainingError: bitsandbytes is not installed or cannot be used.
     """
+    import torch
+
     if quantization is None:
-        return {}
+        return {"dtype": getattr(torch, dtype)}
     try:
         import_module("bitsandbytes")
     except Exception as error:
@@ -36,7 +39,6 @@ def loading_arguments(quantization: Quantization | None, dtype: str, device: str
             f"training setting 'quantization': a base in {quantization.removesuffix('bit')} bits needs bitsandbytes, "
             f"which cannot be imported ({error}). pip install bitsandbytes, or train without quantization"
         ) from None
-    import torch
     from transformers import BitsAndBytesConfig
 
     settings: dict[str, Any] = {"load_in_8bit": True}
@@ -49,6 +51,7 @@ def loading_arguments(quantization: Quantization | None, dtype: str, device: str
         }
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return {
+        "dtype": torch.float32,
         "quantization_config": BitsAndBytesConfig(**settings),  # type: ignore[no-untyped-call]
         "device_map": {"": place},
     }

@@ -29,6 +29,7 @@ def test_four_bits_are_nf4_with_double_quantisation(bitsandbytes: None) -> None:
     assert config.load_in_4bit and not config.load_in_8bit
     assert config.bnb_4bit_quant_type == "nf4" and config.bnb_4bit_use_double_quant
     assert config.bnb_4bit_compute_dtype is torch.bfloat16
+    assert arguments["dtype"] is torch.float32
     assert arguments["device_map"] == {"": "cpu"}
 
 
@@ -39,7 +40,7 @@ def test_eight_bits(bitsandbytes: None) -> None:
 
 def test_nothing_is_asked_of_a_base_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    assert loading_arguments(None, "float32", None) == {}
+    assert loading_arguments(None, "bfloat16", None) == {"dtype": torch.bfloat16}
 
 
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])

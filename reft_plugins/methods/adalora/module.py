@@ -17,7 +17,7 @@ class PeftAdaLoRA(PeftTrainable):
     """A base model with PEFT's AdaLoRA on it; see `PeftTrainable` and `reft_plugins.methods.Staged`."""
 
     def __init__(self, model: nn.Module, config: AdaLoRAConfig) -> None:
-        from peft.tuners.adalora import SVDLinear
+        from peft.tuners.adalora.layer import AdaLoraLayer
 
         settings = peft_config(
             "AdaLoRA",
@@ -38,7 +38,7 @@ class PeftAdaLoRA(PeftTrainable):
         )
         super().__init__("AdaLoRA", model, settings)
         self._config = config
-        self._layers = self.tuned(SVDLinear)
+        self._layers = self.tuned(AdaLoraLayer)
         self.parameters = Allocation(self.model, self.parameters)
         self.model.register_forward_hook(self._add_penalty)
 

@@ -142,7 +142,7 @@ def _weight(module: Any) -> Tensor:
     """`[out, in]` of a linear module, also of a quantised one."""
     weight: Tensor = module.weight
     if not weight.is_floating_point():
-        from peft.utils.integrations import dequantize_module_weight
+        from peft.utils.integrations import dequantize_bnb_weight
 
-        weight = dequantize_module_weight(module)
+        weight = dequantize_bnb_weight(module.weight, state=getattr(module, "state", None))
     return weight.T if type(module).__name__ == "Conv1D" else weight
