@@ -12,6 +12,7 @@ _SYNONYMS = {
     "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "leakyrelu": "leaky_relu",
 }

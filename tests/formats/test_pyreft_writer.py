@@ -67,10 +67,10 @@ def test_what_pyreft_cannot_say_is_noted(tiny_llama: Path, tmp_path: Path) -> No
         write(tmp_path / "theirs", {key(1): state("noreft", 1)}, "noreft"),
         base=tiny_llama,
         positions="l1",
-        activation="gelu",
+        activation="gelu_new",
     )
     notes = " ".join(save(adapter, tmp_path / "ours"))
-    assert "'l1' with share_weights=True" in notes and "act_fn='gelu'" in notes and "add_bias" in notes
+    assert "'l1' with share_weights=True" in notes and "act_fn='gelu_pytorch_tanh'" in notes and "add_bias" in notes
 
 
 def test_what_pyreft_has_not_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
@@ -91,3 +91,7 @@ def test_what_pyreft_has_not_is_refused(tiny_llama: Path, tmp_path: Path) -> Non
     with pytest.raises(AdapterError, match="no name for mlp_residual"):
         save(residual, tmp_path / "residual")
     assert not (tmp_path / "residual").exists()
+    directory = write(tmp_path / "theirs", {key(1): state("loreft", 1)})
+    elu = reft.load(directory, base=tiny_llama, positions="l1", activation="elu")
+    with pytest.raises(AdapterError, match="no activation 'elu'"):
+        save(elu, tmp_path / "elu")

@@ -13,8 +13,18 @@ if TYPE_CHECKING:
 
     from reft_plugins.base_model import BaseModel
 
-_EMBEDDINGS = ("model.embed_tokens.weight", "transformer.wte.weight", "embed_tokens.weight", "wte.weight")
-"""What a language model's head shares its weight with."""
+_SHARED = {
+    ".weight": (
+        "model.embed_tokens.weight",
+        "transformer.wte.weight",
+        "bert.embeddings.word_embeddings.weight",
+        "roberta.embeddings.word_embeddings.weight",
+        "electra.embeddings.word_embeddings.weight",
+        "distilbert.embeddings.word_embeddings.weight",
+    ),
+    ".decoder.bias": ("cls.predictions.bias", "lm_head.bias"),
+}
+"""What a language model's head shares its parameters with, under which name files may keep them alone."""
 
 
 def head_of(checkpoint: Checkpoint) -> tuple[tuple[WeightDelta, ...], str, Path | None]:
@@ -51,10 +61,11 @@ def head_of(checkpoint: Checkpoint) -> tuple[tuple[WeightDelta, ...], str, Path 
 
 
 def _own(name: str, base: BaseModel) -> Tensor | None:
-    """The base's tensor of this name, or the embeddings where the head shares their weight."""
+    """The base's tensor of this name, or the one that its head shares under another name."""
     if base.has(name):
         return base.tensor(name)
-    if name in ("lm_head.weight", "lm_head.decoder.weight"):
-        tied = next((shared for shared in _EMBEDDINGS if base.has(shared)), None)
-        return None if tied is None else base.tensor(tied)
-    return None
+    if not name.startswith(("lm_head.", "cls.predictions.", "vocab_projector.")):
+        return None
+    others = next((names for ending, names in _SHARED.items() if name.endswith(ending)), ())
+    tied = next((other for other in others if base.has(other)), None)
+    return None if tied is None else base.tensor(tied)

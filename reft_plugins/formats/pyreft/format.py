@@ -101,7 +101,7 @@ class PyreftFormat:
             },
         )
 
-    def write(self, adapter: Adapter, directory: Path) -> list[str]:
+    def write(self, adapter: Adapter, directory: Path, base: BaseModel | None = None) -> list[str]:
         """Write interventions as `ReftModel.save` does; see `writer.write`."""
         from reft_plugins.formats.pyreft.writer import write
 

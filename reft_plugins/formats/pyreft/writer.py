@@ -24,6 +24,10 @@ TYPES = {
     "consreft": "ConsreftIntervention",
     "lobireft": "LobireftIntervention",
 }
+ACTIVATIONS = {name: name for name in ("relu", "gelu", "silu", "tanh", "sigmoid", "leaky_relu")}
+ACTIVATIONS |= {"identity": "linear", "gelu_tanh": "gelu_pytorch_tanh"}
+"""Our activations by transformers' names, which pyreft's `act_fn` takes; it has no `elu`."""
+
 _COMPONENTS = ("block_input", "block_output", "attention_output", "attention_value_output", "mlp_output")
 _NORM_IN_BRANCH = ("Gemma2", "Gemma3")
 
@@ -45,6 +49,8 @@ def write(adapter: Adapter, directory: Path) -> list[str]:
             f"pyreft has no interventions that compute what method {method!r} does; it has {', '.join(TYPES)}"
         )
     config = parse_config(plugins.methods.get(method), adapter.manifest.config)
+    if config.activation not in ACTIVATIONS:
+        raise AdapterError(f"pyreft has no activation {config.activation!r}; it has {', '.join(ACTIVATIONS)}")
     units = sorted(units_in(adapter.tensors), key=lambda unit: (unit.group, unit.layer, unit.component))
     architecture = "" if base is None else base.architecture
     for unit in units:
@@ -119,8 +125,8 @@ def _notes(method: str, config: Any) -> list[str]:
     ]
     if config.activation != "identity":
         notes.append(
-            f"pyreft does not store the activation: build its interventions with act_fn={config.activation!r} and give "
-            "each the state from its file; ReftModel.load leaves it out"
+            "pyreft does not store the activation, and ReftModel.load leaves it out: build its interventions with "
+            f"act_fn={ACTIVATIONS[config.activation]!r} and give each the state from its file"
         )
     if method in ("loreft", "direft_orthonormal"):
         notes.append(
