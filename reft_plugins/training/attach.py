@@ -58,11 +58,12 @@ class _ProgramModel(nn.Module):
         program = self._method.lower(self._config, self.learned.tensors())  # type: ignore[operator]
         programs = [program] * len(self.prompt_lengths)
         rows = {name: batch.get(name) for name in ("input_ids", "attention_mask", "position_ids")}
+        width = batch["input_ids"].shape[1]
         wide = self._executor.widen(programs, **rows)
         if wide.extra:
             batch |= {name: getattr(wide, name) for name in rows}
         with self._executor.run(programs, self.prompt_lengths):
             outputs = self.base(**batch)
         if wide.extra:
-            outputs.logits = outputs.logits[:, -rows["input_ids"].shape[1] :]
+            outputs.logits = outputs.logits[:, -width:]
         return outputs

@@ -35,7 +35,8 @@ class LlamaAdapter(Method[LlamaAdapterConfig]):
     prompt. It is used as it is, without the tanh of the authors' code, as in PEFT.
 
     It is trained by running the program. PEFT's class knows three types of model, keeps the prompt in the base's
-    precision, and takes heads to be `hidden / heads` wide; where it applies, it computes the same.
+    precision, and takes heads to be `hidden / heads` wide; where it applies, it computes the same, except that it adds
+    the bias of an output projection that has one a second time.
 
     Tensors, for each layer: `layers.<layer>.prompt` `[n, hidden]` (what was learned, not needed to run),
     `.keys` and `.values` `[n, kv_heads, head_dim]`, `.gate` `[1]` or `[heads]`.

@@ -41,6 +41,7 @@ class PrefixTuning(Method[PrefixTuningConfig]):
     name = "prefix_tuning"
     config = PrefixTuningConfig
     learning_rate = 1e-2
+    """For keys and values that are parameters themselves; for the MLP of a projection far less suits (paper: 5e-5)."""
 
     def attach(self, model: nn.Module, config: PrefixTuningConfig, base: BaseModelIdentity) -> Trainable:
         """Wrap the base model by PEFT."""
