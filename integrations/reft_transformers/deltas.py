@@ -100,7 +100,8 @@ class Delta:
         matrix = weight_matrix(self.module) if weight is None else _matrix(self.module, weight)
         if self.delta.a is not None and self.delta.b is not None:
             matrix = matrix + self.delta.scaling * (_like(self.delta.b, matrix) @ _like(self.delta.a, matrix))
-        return matrix.norm(dim=1)
+        norms: Tensor = matrix.norm(dim=1)
+        return norms
 
     def _check(self) -> None:
         module, delta = self.module, self.delta

@@ -93,4 +93,4 @@ class Executor:
         position_ids: Tensor | None = None,
     ) -> Widened:
         """Make room for the virtual tokens of each row's program in front of it; see `virtual.widen`."""
-        return widen(programs, input_ids, attention_mask, position_ids)
+        return widen(self.model, programs, input_ids, attention_mask, position_ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ def on_device(program: Program, device: torch.device | str) -> Program:
 
     def moved(node: Node) -> Node:
         values = {field.name: getattr(node, field.name) for field in fields(node)}
-        return replace(node, **{name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)})
+        tensors: Any = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(node, **tensors)
 
     return Program(tuple(moved(node) for node in program))
 

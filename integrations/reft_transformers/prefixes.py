@@ -194,6 +194,7 @@ def attending(components: Components, tokens: Tokens) -> Iterator[list[Hook]]:
                 _ACTIVE[module] = previous
 
 
+_IMPLEMENTATIONS: Any = AttentionInterface()  # type: ignore[no-untyped-call]
 _ACTIVE: WeakKeyDictionary[nn.Module, Prefixes] = WeakKeyDictionary()
 
 
@@ -209,7 +210,7 @@ def _eager(module: nn.Module) -> Callable[..., Any]:
 
 
 def _attention(name: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    original = _eager(module) if name == "eager" else AttentionInterface()[name]
+    original = _eager(module) if name == "eager" else _IMPLEMENTATIONS[name]
     prefixes = _ACTIVE.get(module)
     if prefixes is None:
         return original(module, *args, **kwargs)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reft_transformers.architectures import ATTENTION_NAMES, DOWN_NAMES, MLP_NAMES, PROJECTION_NAMES, Layout
+from reft_transformers.architectures import ATTENTION_NAMES, DOWN_NAMES, MLP_NAMES, PROJECTION_NAMES, Layout, Residual
 
 PROBE = (1, 2, 3, 5)
 """Token ids of the forward pass that shows which outputs a layer adds to its input."""
@@ -44,7 +44,7 @@ def search(model: nn.Module, block: nn.Module) -> Layout:
             if first != second and _equal(middle + outputs[second], end):
                 entry = next((name for name in names if _equal(inputs[name], middle)), "")
                 if entry or names.index(first) < names.index(second):
-                    residual = "sequential" if entry else "parallel"
+                    residual: Residual = "sequential" if entry else "parallel"
                     return replace(found, attention_branch=first, mlp_branch=second, mlp_entry=entry, residual=residual)
     return found
 

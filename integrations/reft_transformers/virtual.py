@@ -28,6 +28,7 @@ class Widened:
 
 
 def widen(
+    model: nn.Module,
     programs: Sequence[Program | None],
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
@@ -39,6 +40,7 @@ def widen(
     tokens the arguments come back as they are.
 
     Args:
+        model: of transformers, for where its positions begin.
         programs: one per row; input_ids, attention_mask, position_ids: int64 `[rows, tokens]`.
     """
     counts = torch.tensor([program.virtual_tokens if program else 0 for program in programs], device=input_ids.device)
@@ -52,7 +54,10 @@ def widen(
     virtual = (column < start) & (column >= start - counts[:, None])
     filled = torch.cat([input_ids.new_zeros(len(input_ids), extra), input_ids], dim=1).masked_fill(virtual, 0)
     widened = torch.cat([mask.new_zeros(len(mask), extra), mask], dim=1).masked_fill(virtual, 1)
-    return Widened(filled, widened, (widened.cumsum(-1) - 1).clamp(min=0), extra)
+    positions = (widened.cumsum(-1) - 1).clamp(min=0)
+    if (skipped := _padding_position(model)) is not None:
+        positions = torch.where(widened != 0, positions + 1, 0) + skipped
+    return Widened(filled, widened, positions, extra)
 
 
 def embedding_hooks(model: nn.Module, tokens: Tokens) -> list[Hook]:
@@ -68,7 +73,8 @@ def embedding_hooks(model: nn.Module, tokens: Tokens) -> list[Hook]:
             work.append((group, torch.cat(parts) if len(parts) > 1 else parts[0]))
     if not work:
         return []
-    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    own: Any = getattr(model, "get_input_embeddings", None)
+    embedding = own() if own is not None else None
     if embedding is None:
         raise UnsupportedProgramError(f"{type(model).__name__} does not say where its token embeddings are")
 
@@ -103,7 +109,8 @@ def position_hooks(model: nn.Module, tokens: Tokens) -> list[Hook]:
         raise UnsupportedProgramError(f"{type(model).__name__} takes no position_ids, which a prefix has to move")
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
+        ids = args[0] if args else kwargs.get("input_ids")
+        given: Any = kwargs.get("inputs_embeds") if ids is None else ids
         positions = kwargs.get("position_ids")
         if positions is None:
             positions = _default_positions(model, given, kwargs.get("past_key_values"))
@@ -116,15 +123,16 @@ def position_hooks(model: nn.Module, tokens: Tokens) -> list[Hook]:
 def _default_positions(model: nn.Module, given: Tensor, cache: Any) -> Tensor:
     """What a model counts where it is given no position ids: all tokens, or those that are not padding (RoBERTa)."""
     start = 0 if cache is None else int(cache.get_seq_length())
-    skipped = next(
-        (
-            e.padding_idx
-            for n, e in model.named_modules()
-            if n.endswith("embeddings") and hasattr(e, "create_position_ids_from_input_ids")
-        ),
-        None,
-    )
-    if skipped is None or given.ndim != 2:
+    padding = _padding_position(model)
+    if padding is None or given.ndim != 2:
         return torch.arange(start, start + given.shape[1], device=given.device)[None]
-    real = given != skipped
-    return torch.where(real, real.cumsum(-1) + start, 0) + skipped
+    real = given != padding
+    return (real.cumsum(-1) + start) * real + padding
+
+
+def _padding_position(model: nn.Module) -> int | None:
+    """The position id of padding in models that count real tokens from the one behind it, None in all others."""
+    for name, module in model.named_modules():
+        if name.endswith("embeddings") and hasattr(module, "create_position_ids_from_input_ids"):
+            return int(module.padding_idx)  # type: ignore[arg-type]
+    return None
