@@ -14,6 +14,7 @@ _BUILT_IN = {
     "train": "reft_plugins.cli.train",
     "generate": "reft_plugins.cli.generate",
     "import": "reft_plugins.cli.import_",
+    "convert": "reft_plugins.cli.convert",
     "features": "reft_plugins.cli.features",
     "inspect": "reft_plugins.cli.inspect",
     "compose": "reft_plugins.cli.compose",

@@ -30,8 +30,11 @@ class Format(Protocol):
             AdapterError: when it is malformed, unsupported, or an option is needed that was not given.
         """
 
-    def write(self, adapter: Adapter, directory: Path) -> list[str]:
+    def write(self, adapter: Adapter, directory: Path, base: BaseModel | None = None) -> list[str]:
         """Write an adapter as this format's own library reads it.
+
+        Args:
+            base: for formats whose files hold more than what was learned; most need none.
 
         Returns:
             what the format cannot say about the adapter, one sentence each.

@@ -31,7 +31,7 @@ class PeftFormat:
     """
 
     name = "peft"
-    writes = False
+    writes = True
 
     def recognises(self, directory: Path) -> bool:
         """An `adapter_config.json` that names a `peft_type`, here or in sub-folders (AdapterHub's has none)."""
@@ -75,6 +75,12 @@ class PeftFormat:
         if kind in _VIRTUAL_TOKENS:
             return prompts.read_virtual_tokens(checkpoint, base, task)
         return _READERS.get(kind, through_peft.read)(checkpoint, base)
+
+    def write(self, adapter: Adapter, directory: Path, base: BaseModel | None = None) -> list[str]:
+        """Write LoRA, DoRA, IA3, whole modules, virtual tokens, prefixes and adaption prompts; see `writer.write`."""
+        from reft_plugins.formats.peft.writer import write
+
+        return write(adapter, directory, base)
 
 
 def _choose(directory: Path, adapter: Any) -> Path:

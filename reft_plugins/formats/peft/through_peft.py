@@ -112,7 +112,7 @@ def _exact_deltas(wrapped: Any) -> dict[str, Tensor]:
         except Exception:  # methods that multiply the weight have another meaning for it, or another signature
             continue
         if getattr(delta, "shape", None) == weight.shape:
-            found[name] = delta.detach().float()
+            found[name] = (delta.to_dense() if delta.is_sparse else delta).detach().float()
     return found
 
 
