@@ -76,7 +76,7 @@ def assemble(
             for name, tensor in unit.tensors.items()
         }
         return Adapter.create(kinds.pop(), settings, tensors, base, parents=parents, notes=notes)
-    nodes = [node for unit in ordered for node in _lowered(unit, activation, dropout)]
+    nodes = [node for unit in ordered for node in lowered(unit, activation, dropout)]
     return adapter_of(Program((*nodes, *more)), base, parents=parents, notes=notes)
 
 
@@ -98,7 +98,8 @@ def _grid(units: Sequence[Intervention], positions: Positions) -> dict[str, Any]
     }
 
 
-def _lowered(unit: Intervention, activation: str, dropout: float) -> tuple[Node, ...]:
+def lowered(unit: Intervention, activation: str, dropout: float = 0.0) -> tuple[Node, ...]:
+    """The nodes of one intervention alone."""
     method = plugins.methods.get(unit.method)
     settings = {
         "layers": (unit.layer,),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from pyreft_files import HIDDEN, RANK, by_hand, change, computed, key, rotation, state, write
+from pyreft_files import HIDDEN, by_hand, change, computed, key, rotation, state, write
 
 import reft_plugins as reft
 from reft_plugins.errors import AdapterError
@@ -192,18 +192,60 @@ def test_a_damaged_configuration_is_refused(tiny_llama: Path, tmp_path: Path, te
         reft.load(tmp_path, base=tiny_llama, positions="f1")
 
 
-def test_components_in_front_of_a_norm_are_refused(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    """A Gemma 2 with random weights: a norm stands behind each sub-layer."""
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
+    torch.manual_seed(0)
+    sizes = {"hidden_size": HIDDEN, "intermediate_size": 48, "num_hidden_layers": 3, "head_dim": 32}
     config = Gemma2Config(
-        vocab_size=32, hidden_size=HIDDEN, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, head_dim=64
+        vocab_size=64,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+        **sizes,
     )
-    Gemma2ForCausalLM(config).save_pretrained(tmp_path / "gemma")
-    write(tmp_path / "in_front", {key(1, component="attention_output"): state("loreft", 0)})
-    with pytest.raises(AdapterError, match="a norm follows the sub-layer"):
-        reft.load(tmp_path / "in_front", base=tmp_path / "gemma", positions="f1")
-    behind = {"comp_model_layers[1]_post_feedforward_layernorm_output_unit_pos_nunit_1#0": state("loreft", 0)}
-    adapter = reft.load(write(tmp_path / "behind", behind), base=tmp_path / "gemma", positions="f1")
-    assert adapter.lower().edits[0].site.component == "mlp_output"
-    rank = json.loads(adapter.manifest.to_json())["config"]["rank"]
-    assert rank == RANK
+    directory: Path = tmp_path_factory.mktemp("gemma")
+    Gemma2ForCausalLM(config).save_pretrained(directory)
+    for path in tiny_llama.glob("*token*"):
+        shutil.copy(path, directory)
+    return directory
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_edits_in_front_of_a_norm(gemma: Path, tmp_path: Path, kind: str) -> None:
+    names = [key(1, count, "mlp_output") for count in (0, 1)] + [
+        "comp_model_layers[2]_self_attn_output_unit_pos_nunit_1#0"
+    ]
+    names.append("comp_model_layers[2]_self_attn_output_unit_pos_nunit_1#1")
+    write(tmp_path, {name: state(kind, seed) for seed, name in enumerate(names)}, kind)
+    adapter = reft.load(tmp_path, base=gemma, positions="f2+l3;cap=half")
+    runtime = reft.runtime("transformers", gemma)
+    first, last = [0, 1], [9, 10, 11]
+    work: Any = {
+        lambda model: model.model.layers[1].mlp: [(change(kind, 0), first), (change(kind, 1), last)],
+        lambda model: model.model.layers[2].self_attn: [(change(kind, 2), first), (change(kind, 3), last)],
+    }
+    expected = by_hand(runtime, TOKENS, work)
+    np.testing.assert_allclose(runtime.logits(TOKENS, adapter), expected, atol=1e-3)
+    assert np.abs(expected - runtime.logits(TOKENS)).max() > 1.0, "the interventions must matter"
+
+
+def test_edits_in_front_of_a_norm_that_no_projection_makes(gemma: Path, tmp_path: Path) -> None:
+    write(tmp_path, {key(1, component="mlp_output"): state("direft", 0)}, "direft")
+    with pytest.raises(AdapterError, match="in front of its norm.*activation relu"):
+        reft.load(tmp_path, base=gemma, positions="f1", activation="relu")
+    write(tmp_path, {key(1, count, "mlp_output"): state("loreft", count) for count in (0, 1)})
+    with pytest.raises(AdapterError, match="in front of its norm.*overlap"):
+        reft.load(tmp_path, base=gemma, positions="f2+l2")
+
+
+def test_edits_behind_a_norm(gemma: Path, tmp_path: Path) -> None:
+    names = [
+        f"comp_model_layers[1]_post_{name}_layernorm_output_unit_pos_nunit_1#0" for name in ("attention", "feedforward")
+    ]
+    write(tmp_path, {name: state("loreft", seed) for seed, name in enumerate(names)})
+    edits = reft.load(tmp_path, base=gemma, positions="f1").lower().edits
+    assert [edit.site.component for edit in edits] == ["attention_output", "mlp_output"]

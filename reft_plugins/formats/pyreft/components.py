@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reft_plugins.errors import AdapterError
@@ -27,17 +28,28 @@ _SUBMODULES: dict[tuple[str, str], str] = {
     **{(f"{m}_{p}", "output"): "mlp_output" for m in _MLP for p in _MLP_PROJECTIONS},
     ("mlp_act_fn", "output"): "mlp_activation",
     ("mlp_act", "output"): "mlp_activation",
-    ("post_feedforward_layernorm", "output"): "mlp_output",
 }
 """Paths below a decoder layer, dots written as underscores, by the names of Llama, Mistral, Qwen, Gemma, Phi, GPT-2,
 GPT-Neo and GPT-NeoX."""
 
-_NORM_IN_BRANCH = "post_feedforward_layernorm"
-"""Present where a norm stands between a sub-layer and the residual stream (Gemma 2 and 3)."""
+_NORMS = {"post_attention_layernorm": "attention_output", "post_feedforward_layernorm": "mlp_output"}
+"""Where a norm stands between each sub-layer and the residual stream (Gemma 2 and 3), these are they."""
 
 
-def by_name(name: str, base: BaseModel | None, where: str) -> str:
-    """The component of one of pyvene's own names.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A component of a layer; `in_front` of the norm that ends the sub-layer, where that is another place."""
+
+    layer: int
+    component: str
+    in_front: bool = False
+
+    def __str__(self) -> str:
+        return f"layer {self.layer} {self.component}" + (" in front of its norm" if self.in_front else "")
+
+
+def by_name(layer: int, name: str, base: BaseModel | None, where: str) -> Place:
+    """The place of one of pyvene's own names in a layer.
 
     Raises:
         AdapterError: when there is none, or when it is another place in this base model.
@@ -47,11 +59,11 @@ def by_name(name: str, base: BaseModel | None, where: str) -> str:
             f"{where}: the name does not say a decoder layer and component that is known here. Read are "
             f"{', '.join(NAMED)} and the paths of such modules; not single heads, queries, keys or inputs of sub-layers"
         )
-    return _in_base(name, name == "mlp_activation", True, base, where)
+    return _in_base(layer, name, name == "mlp_activation", base, where)
 
 
-def by_path(path: str, base: BaseModel | None, where: str) -> tuple[int, str]:
-    """Layer and component of a path such as `model_layers[1]_self_attn_output`, dots written as underscores.
+def by_path(path: str, base: BaseModel | None, where: str) -> Place:
+    """The place of a path such as `model_layers[1]_self_attn_output`, dots written as underscores.
 
     Raises:
         AdapterError: as `by_name`.
@@ -63,19 +75,19 @@ def by_path(path: str, base: BaseModel | None, where: str) -> tuple[int, str]:
         )
     modules, layer, rest, side = match[1], int(match[2]), match[3], match[4]
     if rest is None:
-        return layer, f"block_{side}"
-    if rest == "post_attention_layernorm" and side == "output" and _has_norm_in_branch(base):
-        return layer, "attention_output"
+        return Place(layer, f"block_{side}")
+    if side == "output" and _has_norm_in_branch(base) and rest in _NORMS:
+        return Place(layer, _NORMS[rest])
     component = None if modules == "layer" else _SUBMODULES.get((rest, side))
     if component is None:
         raise AdapterError(
             f"{where}: the {side} of {rest} in layer {layer} is no component that is known here. Read are a layer's "
             "own input and output, what attention and the MLP add, and the inputs of their last projections"
         )
-    return layer, _in_base(component, rest.startswith("mlp_act"), not rest.startswith("post_"), base, where)
+    return _in_base(layer, component, rest.startswith("mlp_act"), base, where)
 
 
-def _in_base(component: str, is_activation: bool, is_sublayer: bool, base: BaseModel | None, where: str) -> str:
+def _in_base(layer: int, component: str, is_activation: bool, base: BaseModel | None, where: str) -> Place:
     if is_activation:
         if base is None:
             raise AdapterError(f"{where}: whether the activation's output is gated depends on the base model: give it")
@@ -84,13 +96,8 @@ def _in_base(component: str, is_activation: bool, is_sublayer: bool, base: BaseM
                 f"{where}: in this base model the output of the MLP's activation is multiplied by a gate before "
                 "down_proj reads it; an edit in front of that product cannot be expressed"
             )
-    if is_sublayer and component in ("attention_output", "mlp_output") and _has_norm_in_branch(base):
-        raise AdapterError(
-            f"{where}: in this base model a norm follows the sub-layer before the residual stream, and the edit is in "
-            "front of it, which cannot be expressed. What the norm returns can be edited"
-        )
-    return component
+    return Place(layer, component, component in _NORMS.values() and _has_norm_in_branch(base))
 
 
 def _has_norm_in_branch(base: BaseModel | None) -> bool:
-    return base is not None and base.has(f"model.layers.0.{_NORM_IN_BRANCH}.weight")
+    return base is not None and base.has("model.layers.0.post_feedforward_layernorm.weight")

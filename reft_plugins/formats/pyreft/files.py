@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reft_plugins.errors import AdapterError
-from reft_plugins.formats.pyreft.components import by_name, by_path
+from reft_plugins.formats.pyreft.components import Place, by_name, by_path
 from reft_plugins.formats.tensor_files import read_pickle
 from reft_plugins.program import WeightDelta
 
@@ -32,15 +32,9 @@ class InterventionFile:
     """One `intkey_*.bin`; `number` is the `#k` of its key, `type` its class in pyreft if the configuration says so."""
 
     path: Path
-    layer: int
-    component: str
+    place: Place
     number: int
     type: str | None
-
-    @property
-    def place(self) -> str:
-        """For messages."""
-        return f"layer {self.layer} {self.component}"
 
 
 def folder_of(directory: Path) -> Path | None:
@@ -74,10 +68,10 @@ def _intervention(path: Path, key: str, type_: str | None, base: BaseModel | Non
             "positions (unit 'pos', nunit 1) of a layer, by pyvene's names or by the path of a module; not heads"
         )
     if match[1] is not None:
-        layer, component = int(match[1]), by_name(match[2], base, str(path))
+        place = by_name(int(match[1]), match[2], base, str(path))
     else:
-        layer, component = by_path(match[3], base, str(path))
-    return InterventionFile(path, layer, component, int(match[6]), type_)
+        place = by_path(match[3], base, str(path))
+    return InterventionFile(path, place, int(match[6]), type_)
 
 
 def _types(folder: Path) -> dict[str, str] | None:

@@ -23,6 +23,7 @@ from reft_plugins.formats.pyreft.files import (
 )
 from reft_plugins.formats.pyreft.kinds import SUBSPACE_TYPE, layout_of, method_of
 from reft_plugins.formats.pyreft.placement import place
+from reft_plugins.formats.pyreft.projections import through_projections
 from reft_plugins.formats.tensor_files import digest_of, read_pickle
 from reft_plugins.manifest import Parent
 
@@ -67,9 +68,14 @@ class PyreftFormat:
         if folder is None:
             raise AdapterError(f"{directory}: no files named intkey_*.bin")
         deltas = trained_base(folder)
+        trained = len(deltas)
         files = find_interventions(folder, base)
         placed, together = place(folder, files, positions)
-        interventions = [_read(file, placed[file], kind, subspaces) for file in files]
+        units = {file: _read(file, placed[file], kind, subspaces) for file in files}
+        interventions = [unit for file, unit in units.items() if not file.place.in_front]
+        if len(interventions) < len(files):
+            in_front = [unit for file, unit in units.items() if file.place.in_front]
+            deltas = (*deltas, *through_projections(in_front, activation, base, str(folder)))
         paths = [path for path in (folder / CONFIG_FILE, folder / MODEL_FILE) if path.is_file()]
         assumed = [] if activation != "identity" else ["activation identity, because pyreft does not store it"]
         return assemble(
@@ -88,7 +94,7 @@ class PyreftFormat:
             ),
             notes={
                 "format": "pyreft",
-                "found": _description(interventions, len(deltas)),
+                "found": _description(list(units.values()), trained),
                 "given": "; ".join(
                     [
                         f"positions {positions if together is None else together}",
@@ -115,7 +121,7 @@ def _read(
     layout = layout_of(raw, where)
     method = method_of(layout, file.type, kind, where)
     group, positions = placed
-    unit = Intervention(method, file.layer, file.component, group, positions, layout.read(raw, where))
+    unit = Intervention(method, file.place.layer, file.place.component, group, positions, layout.read(raw, where))
     if subspaces is None:
         if file.type == SUBSPACE_TYPE and kind is None:
             raise AdapterError(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reft_plugins.errors import AdapterError
+from reft_plugins.formats.pyreft.components import Place
 from reft_plugins.formats.pyreft.files import InterventionFile
 from reft_plugins.positions import Positions
 
@@ -22,7 +23,7 @@ def place(
     Raises:
         AdapterError: when there are not as many positions as interventions at a place.
     """
-    numbers: dict[str, list[int]] = {}
+    numbers: dict[Place, list[int]] = {}
     for file in files:
         numbers.setdefault(file.place, []).append(file.number)
     if "|" in positions:
