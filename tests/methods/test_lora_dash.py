@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from contract import (
     TOKENS,
@@ -211,57 +209,3 @@ def test_transposed_modules_with_biases() -> None:
     left, _, right = singular(module.weight.detach().T)
     assert np.allclose(abs(left.T @ u.double().numpy()).max(0), 1, atol=1e-4)
     assert np.allclose(abs(right @ vt.double().numpy().T).max(0), 1, atol=1e-4)
-
-
-@pytest.mark.parametrize("steps", [4, 12], ids=["in the warm-up", "in the dash"])
-@pytest.mark.parametrize(
-    ("method", "settings"),
-    [("lora_dash", {"rank": 4, "dash_after": 7}), ("adalora", {"tinit": 2, "tfinal": 6})],
-    ids=["lora_dash", "adalora"],
-)
-def test_resumed_is_exactly_uninterrupted(
-    method: str,
-    settings: dict[str, Any],
-    steps: int,
-    tiny_llama: Path,
-    tasks: Tasks,
-    tmp_path: Path,
-    cut_after: Callable[[int | None], None],
-) -> None:
-    """The phase of LoRA-Dash and the rank allocation of AdaLoRA come back from a checkpoint, before and after."""
-    run = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-2, "dropout": 0.1, "progress": False, **settings}
-    data, out = tasks[False][0], tmp_path / "out"
-    whole = reft.train(tiny_llama, method, data, **run)
-    cut_after(steps + 1)
-    with pytest.raises(Cut):
-        reft.train(tiny_llama, method, data, out=out, checkpoint_every=4, **run)
-    cut_after(None)
-    saved = safetensors.torch.load_file(out / "checkpoints" / f"checkpoint-{steps}" / "learned.safetensors")
-    if method == "lora_dash":
-        assert bool(saved["started"]) == (steps > 7)
-    resumed = reft.train(tiny_llama, method, data, out=out, checkpoint_every=4, resume=True, **run)
-    assert set(resumed.tensors) == set(whole.tensors)
-    for name, tensor in whole.tensors.items():
-        assert torch.equal(tensor, resumed.tensors[name]), name
-
-
-class Cut(Exception):
-    """The power goes out."""
-
-
-@pytest.fixture
-def cut_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
-    """Make training die before some optimizer step."""
-    from reft_plugins.training.trainer import AdapterTrainer
-
-    original = AdapterTrainer.training_step
-
-    def arm(steps: int | None) -> None:
-        def training_step(self: AdapterTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
-            if steps is not None and self.state.global_step >= steps:
-                raise Cut
-            return original(self, *args, **kwargs)
-
-        monkeypatch.setattr(AdapterTrainer, "training_step", training_step)
-
-    return arm
