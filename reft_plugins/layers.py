@@ -19,7 +19,7 @@ def decoder_layers(model: nn.Module, count: int | None) -> tuple[str, nn.ModuleL
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] in LAYER_LISTS and len(module) == count:
             return name, module
+    wanted = f"{count} decoder layers" if count is not None else "decoder layers, whose number its configuration lacks,"
     raise UnsupportedProgramError(
-        f"{type(model).__name__}: no list of {count} decoder layers found; looked for modules named "
-        f"{', '.join(LAYER_LISTS)}"
+        f"{type(model).__name__}: no list of {wanted} found; looked for modules named {', '.join(LAYER_LISTS)}"
     )

@@ -58,12 +58,16 @@ class Components:
         model: of transformers.
 
     Raises:
-        UnsupportedProgramError: no layers were found; says what was looked for.
+        UnsupportedProgramError: the model has two stacks of layers, or none was found; says what was looked for.
     """
 
     def __init__(self, model: nn.Module) -> None:
         config: Any = getattr(model, "config", None)
         text = config.get_text_config() if config is not None else None
+        if getattr(config, "is_encoder_decoder", False):
+            raise UnsupportedProgramError(
+                f"{type(model).__name__} has an encoder and a decoder; programs name the layers of one stack"
+            )
         self.model = model
         self.layers = decoder_layers(model, getattr(text, "num_hidden_layers", None))[1]
         self.architecture = str(getattr(text, "model_type", None) or type(model).__name__)

@@ -43,10 +43,11 @@ def widen(
         model: of transformers, for where its positions begin.
         programs: one per row; input_ids, attention_mask, position_ids: int64 `[rows, tokens]`.
     """
-    counts = torch.tensor([program.virtual_tokens if program else 0 for program in programs], device=input_ids.device)
-    extra = int(counts.max()) if len(programs) else 0
+    numbers = [program.virtual_tokens if program else 0 for program in programs]
+    extra = max(numbers, default=0)
     if not extra:
         return Widened(input_ids, attention_mask, position_ids, 0)
+    counts = torch.tensor(numbers, device=input_ids.device)
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     padding = (mask.cumsum(-1) == 0).sum(-1)
     column = torch.arange(extra + input_ids.shape[1], device=input_ids.device)[None]

@@ -190,8 +190,15 @@ def test_what_a_model_does_not_have_is_named() -> None:
         executed(llama, [edit_at("block_output", "llama", layer=2)])
     with pytest.raises(UnsupportedProgramError, match="computes mlp_output after attention_output"):
         executed(llama, [edit_at("attention_output", "llama", reads="mlp_output")])
-    with pytest.raises(UnsupportedProgramError, match="no list of None decoder layers"):
+    with pytest.raises(
+        UnsupportedProgramError, match="no list of decoder layers, whose number its configuration lacks, found; looked"
+    ):
         Executor(nn.Linear(2, 2))
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 96, "max_position_embeddings": 8}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    two = transformers.BartConfig(**sizes, **heads, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    with pytest.raises(UnsupportedProgramError, match="an encoder and a decoder"):
+        Executor(transformers.BartForConditionalGeneration(two))
 
 
 ENDS = {"block_input", "block_output", "attention_value_output", "mlp_activation"}
