@@ -38,7 +38,8 @@ def factors(delta: Tensor, tolerance: float = 2e-6) -> tuple[Tensor, Tensor] | N
     arXiv:0909.4061 section 4).
 
     Args:
-        delta: float32 `[out, in]`; tolerance: what may remain, relative to its Frobenius norm: rounding of float32.
+        delta: `[out, in]`; tolerance: what may remain, relative to its Frobenius norm; by default the rounding of
+            methods that compute in float32.
     """
     import torch
 

@@ -19,13 +19,14 @@ REFUSED = {
     "POLY": "it routes by task, so it is no single change of weights",
     "XLORA": "it mixes several adapters by what the input is, so it is no single change of weights",
 }
-_NAME = "default"
 _TOKENS = 48
 _TOLERANCE = 1e-4
+_EXACT_PARAMETERS = 4_000_000_000
+"""Bases up to this size are merged in float64, where a method that only changes weights leaves no difference at all."""
 
 
 def read(checkpoint: Checkpoint, base: BaseModel | None) -> Adapter:
-    """Load base and adapter by PEFT on the CPU in float32, merge, and keep what changed.
+    """Load base and adapter by PEFT on the CPU, merge, and keep what changed.
 
     The merged model's logits on random tokens must be those of PEFT's own forward pass; what does not only change
     weights fails that and is refused. A change of low rank is kept as two factors, another as the new weight.
@@ -63,15 +64,15 @@ def _convert(checkpoint: Checkpoint, base: BaseModel, peft: Any) -> Adapter:
         base.directory, dtype=torch.float32, attn_implementation=attention_implementation(base.directory)
     )
     model.eval()
+    wide = torch.float64 if sum(p.numel() for p in model.parameters()) <= _EXACT_PARAMETERS else torch.float32
+    model.to(wide)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     tokens = torch.randint(0, model.config.get_text_config().vocab_size, (2, _TOKENS), generator=_drawn())
-    deltas: dict[str, Tensor] = {}
     try:
         with torch.no_grad():
             plain = model(input_ids=tokens).logits
-            wrapped = peft.PeftModel.from_pretrained(model, str(where), adapter_name=_NAME).eval()
+            wrapped = peft.PeftModel.from_pretrained(model, str(where)).eval().to(wide)
             expected = wrapped(input_ids=tokens).logits
-            deltas = _exact_deltas(wrapped)
             merged = wrapped.merge_and_unload().eval()
             got = merged(input_ids=tokens).logits
     except (Exception, SystemExit) as error:
@@ -83,7 +84,7 @@ def _convert(checkpoint: Checkpoint, base: BaseModel, peft: Any) -> Adapter:
             f"differ by {apart:.2g} from what PEFT computes"
         )
     modules = BaseModules.of(base)
-    nodes = _nodes(before, merged.state_dict(), deltas, modules)
+    nodes = _nodes(before, merged.state_dict(), modules)
     if not nodes:
         raise AdapterError(f"{where}: the adapter changes nothing: every weight is the base's own")
     low = sum(node.a is not None for node in nodes)
@@ -100,25 +101,7 @@ def _drawn() -> Any:
     return torch.Generator().manual_seed(0)
 
 
-def _exact_deltas(wrapped: Any) -> dict[str, Tensor]:
-    """What layers say they add to their weight, in its layout: more exact than a difference of large numbers."""
-    found: dict[str, Tensor] = {}
-    for name, module in wrapped.base_model.model.named_modules():
-        weight = getattr(getattr(module, "base_layer", None), "weight", None)
-        if weight is None or not hasattr(module, "get_delta_weight"):
-            continue
-        try:
-            delta = module.get_delta_weight(_NAME)
-        except Exception:  # methods that multiply the weight have another meaning for it, or another signature
-            continue
-        if getattr(delta, "shape", None) == weight.shape:
-            found[name] = (delta.to_dense() if delta.is_sparse else delta).detach().float()
-    return found
-
-
-def _nodes(
-    before: dict[str, Tensor], after: dict[str, Tensor], deltas: dict[str, Tensor], modules: BaseModules
-) -> list[WeightDelta]:
+def _nodes(before: dict[str, Tensor], after: dict[str, Tensor], modules: BaseModules) -> list[WeightDelta]:
     import torch
 
     nodes: dict[str, dict[str, Any]] = {}
@@ -133,18 +116,16 @@ def _nodes(
             raise AdapterError(f"merging changed {name} of the base model, which is neither a weight nor a bias")
         node = nodes.setdefault(module, {})
         if parameter == "weight" and own.ndim == 2:
-            node |= _weight(module, own, new, deltas.get(module), modules)
+            node |= _weight(module, own, new, modules)
         else:
-            node[f"new_{parameter}"] = new
+            node[f"new_{parameter}"] = new.float()
     return [WeightDelta(module=module, **node) for module, node in nodes.items()]
 
 
-def _weight(module: str, own: Tensor, new: Tensor, delta: Tensor | None, modules: BaseModules) -> dict[str, Any]:
+def _weight(module: str, own: Tensor, new: Tensor, modules: BaseModules) -> dict[str, Any]:
     """The change of a matrix by two factors where its rank is low, else the new matrix."""
     change = new - own
-    if delta is not None and (delta - change).abs().max() <= 1e-5 * max(1.0, float(own.abs().max())):
-        change = delta
     if modules.is_transposed(module) or modules.is_embedding(module):
         change = change.T
     found = factors(change)
-    return {"new_weight": new} if found is None else {"a": found[0], "b": found[1]}
+    return {"new_weight": new.float()} if found is None else {"a": found[0].float(), "b": found[1].float()}
