@@ -149,6 +149,24 @@ def sublayers(model: Any, rule: Rule) -> Iterator[None]:
             handle.remove()
 
 
+BRANCHES = {"attention": ("attention_adapters", "mh_adapter"), "mlp": ("output_adapters", "output_adapter")}
+
+
+def bottleneck_logits(
+    runtime: Any, tokens: list[int], config: Mapping[str, Any], tensors: State, act: Callable[[Tensor], Tensor]
+) -> Any:
+    """Logits of the base with bottleneck adapters as the library applies them."""
+
+    def rule(layer: int, branch: str, x: Tensor, y: Tensor) -> Tensor:
+        module, key = BRANCHES[branch]
+        raw = below(tensors, f"model.layers.{layer}.{module}.adapters.task")
+        changed: Tensor = bottleneck_rule(config, raw, x, y, act) if config[key] and raw else x + y
+        return changed
+
+    with torch.inference_mode(), sublayers(runtime.model, rule):
+        return runtime.model(input_ids=torch.tensor([tokens])).logits[0].numpy()
+
+
 def reft_state(layers: list[int], units: int, rank: int, orthogonal: bool, seed: int = 0) -> tuple[State, State]:
     """Tensors as stored, and by `<layer>.<unit>.<name>` the effective `projection`, `weight` and `bias`."""
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""AdapterHub's bottleneck, Compacter, LoRA and IA3 adapters against the library's own rule on a small model."""
+"""AdapterHub's bottleneck and Compacter adapters against the library's own rule on a small model."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from adapterhub_files import (
     LAYERS,
     LORA,
     State,
-    below,
-    bottleneck_rule,
+    bottleneck_logits,
     bottleneck_state,
-    sublayers,
     write,
 )
 
@@ -26,22 +24,11 @@ import reft_plugins as reft
 from reft_plugins.errors import AdapterError
 
 TOKENS = list(range(5, 17))
-BRANCH = {"attention": ("attention_adapters", "mh_adapter"), "mlp": ("output_adapters", "output_adapter")}
 
 
 @pytest.fixture(scope="module")
 def runtime(tiny_llama: Path) -> Any:
     return reft.runtime("transformers", tiny_llama)
-
-
-def by_hand(runtime: Any, config: dict[str, Any], tensors: State, act: Any) -> Any:
-    def rule(layer: int, branch: str, x: torch.Tensor, y: torch.Tensor) -> Any:
-        module, key = BRANCH[branch]
-        raw = below(tensors, f"model.layers.{layer}.{module}.adapters.task")
-        return bottleneck_rule(config, raw, x, y, act) if config[key] and raw else x + y
-
-    with torch.inference_mode(), sublayers(runtime.model, rule):
-        return runtime.model(input_ids=torch.tensor([TOKENS])).logits[0].numpy()
 
 
 def same(runtime: Any, adapter: reft.Adapter, expected: Any) -> None:
@@ -89,7 +76,7 @@ def test_bottleneck_variants(runtime: Any, tiny_llama: Path, tmp_path: Path, nam
     tensors = bottleneck_state(config, dict.fromkeys(range(LAYERS), 8))
     adapter = reft.load(write(tmp_path, config, tensors), base=tiny_llama)
     assert adapter.manifest.method == "bottleneck" and adapter.manifest.config["placement"] == sites
-    same(runtime, adapter, by_hand(runtime, config, tensors, act))
+    same(runtime, adapter, bottleneck_logits(runtime, TOKENS, config, tensors, act))
 
 
 def test_layers_left_out_and_sizes_of_their_own(runtime: Any, tiny_llama: Path, tmp_path: Path) -> None:
@@ -97,13 +84,13 @@ def test_layers_left_out_and_sizes_of_their_own(runtime: Any, tiny_llama: Path, 
     tensors = bottleneck_state(config, {1: 4, 2: 8, 3: 8})
     adapter = reft.load(write(tmp_path, config, tensors), base=tiny_llama)
     assert adapter.manifest.config["layers"] == [1, 2, 3]
-    same(runtime, adapter, by_hand(runtime, config, tensors, torch.relu))
+    same(runtime, adapter, bottleneck_logits(runtime, TOKENS, config, tensors, torch.relu))
 
 
 def test_safetensors_and_old_names(runtime: Any, tiny_llama: Path, tmp_path: Path) -> None:
     config = {**BOTTLENECK, "mh_adapter": True}
     tensors = bottleneck_state(config, dict.fromkeys(range(LAYERS), 8))
-    expected = by_hand(runtime, config, tensors, torch.relu)
+    expected = bottleneck_logits(runtime, TOKENS, config, tensors, torch.relu)
     directory = write(tmp_path / "safe", config, tensors)
     (directory / "pytorch_adapter.bin").unlink()
     safetensors.torch.save_file(tensors, directory / "adapter.safetensors")
@@ -145,98 +132,7 @@ def test_compacter(runtime: Any, tiny_llama: Path, tmp_path: Path, shared: bool)
             products = torch.einsum("iab,icd->acbd", rules, left @ right).reshape(rows, columns)
             dense |= {f"{prefix}.{part}.weight": products.T, f"{prefix}.{part}.bias": bias}
     adapter = reft.load(write(tmp_path, config, stored), base=tiny_llama)
-    same(runtime, adapter, by_hand(runtime, config, dense, torch.nn.functional.gelu))
-
-
-def linear_changes(runtime: Any, changes: dict[str, Any]) -> Any:
-    handles = [
-        runtime.model.get_submodule(name).register_forward_hook(lambda m, args, y, f=change: f(args[0], y))
-        for name, change in changes.items()
-    ]
-    try:
-        with torch.inference_mode():
-            return runtime.model(input_ids=torch.tensor([TOKENS])).logits[0].numpy()
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def test_lora(runtime: Any, tiny_llama: Path, tmp_path: Path) -> None:
-    names = [f"model.layers.{layer}.mlp.down_proj" for layer in range(LAYERS)]
-    draw = torch.Generator().manual_seed(1)
-    tensors: State = {}
-    for name in names:
-        width = runtime.model.get_submodule(name).in_features
-        tensors[f"{name}.loras.task.lora_A"] = torch.randn(2, width, generator=draw) * 0.3
-        tensors[f"{name}.loras.task.lora_B"] = torch.randn(HIDDEN, 2, generator=draw) * 0.3
-
-    def added(name: str, scaling: float) -> Any:
-        a, b = (tensors[f"{name}.loras.task.lora_{letter}"] for letter in "AB")
-        return lambda x, y: y + scaling * x @ a.T @ b.T
-
-    config = {**LORA, "intermediate_lora": True}
-    adapter = reft.load(write(tmp_path / "lora", config, tensors), base=tiny_llama)
-    same(runtime, adapter, linear_changes(runtime, {name: added(name, 6 / 2) for name in names}))
-    unscaled = reft.load(write(tmp_path / "old", config, tensors, version="adapters.1.0.1"), base=tiny_llama)
-    same(runtime, unscaled, linear_changes(runtime, {name: added(name, 1.0) for name in names}))
-
-
-def test_ia3_and_its_union_with_a_bottleneck(runtime: Any, tiny_llama: Path, tmp_path: Path) -> None:
-    names = [f"model.layers.{layer}.self_attn.v_proj" for layer in range(LAYERS)]
-    ia3 = {**LORA, "r": 1, "alpha": 1, "composition_mode": "scale", "attn_matrices": ["v"]}
-    scales = {name: torch.randn(runtime.model.get_submodule(name).out_features, 1) * 4 for name in names}
-    tensors = {f"{name}.loras.task.lora_B": scale for name, scale in scales.items()}
-    changes = {name: lambda x, y, s=scale: y * s.flatten() for name, scale in scales.items()}
-    adapter = reft.load(write(tmp_path / "ia3", ia3, tensors), base=tiny_llama)
-    same(runtime, adapter, linear_changes(runtime, changes))
-
-    bottleneck = {**BOTTLENECK, "mh_adapter": True}
-    more = bottleneck_state(bottleneck, dict.fromkeys(range(LAYERS), 8))
-    union = {"architecture": "union", "configs": [ia3, bottleneck]}
-    adapter = reft.load(write(tmp_path / "union", union, {**tensors, **more}), base=tiny_llama)
-    handles = [
-        runtime.model.get_submodule(n).register_forward_hook(lambda m, a, y, f=f: f(a, y)) for n, f in changes.items()
-    ]
-    expected = by_hand(runtime, bottleneck, more, torch.relu)
-    for handle in handles:
-        handle.remove()
-    same(runtime, adapter, expected)
-
-
-def test_rows_of_a_merged_projection(tmp_path: Path) -> None:
-    """GPT-2's `c_attn`: rows for queries and values are learned, those for keys stay as they are."""
-    a, b = torch.randn(4, 8), torch.randn(16, 2)
-    name = "transformer.h.0.attn.c_attn"
-    tensors = {f"{name}.loras.task.lora_A": a, f"{name}.loras.task.lora_B": b}
-    document = {"model_type": "gpt2", "hidden_size": 8}
-    (delta,) = reft.load(write(tmp_path / "lora", LORA, tensors, **document)).lower().weight_deltas
-    assert delta.a is not None and delta.b is not None and delta.scaling == 3.0
-    expected = torch.cat([b[:8] @ a[:2], torch.zeros(8, 8), b[8:] @ a[2:]])
-    torch.testing.assert_close(delta.b @ delta.a, expected)
-    scale = {f"{name}.loras.task.lora_B": torch.randn(16, 1)}
-    ia3 = {**LORA, "r": 1, "alpha": 1, "composition_mode": "scale", "attn_matrices": ["k", "v"]}
-    (delta,) = reft.load(write(tmp_path / "ia3", ia3, scale, **document)).lower().weight_deltas
-    assert delta.output_scale is not None
-    torch.testing.assert_close(delta.output_scale, torch.cat([torch.ones(8), next(iter(scale.values())).flatten()]))
-
-
-def test_a_head_counts_where_it_differs(runtime: Any, tiny_llama: Path, tmp_path: Path) -> None:
-    config = {**BOTTLENECK, "original_ln_before": True}
-    tensors = bottleneck_state(config, {1: 8})
-    own = runtime.model.lm_head.weight.detach().clone()
-    copied = reft.load(write(tmp_path / "copy", config, tensors, {"lm_head.weight": own}), base=tiny_llama)
-    assert copied.manifest.method == "bottleneck" and "copy of the base's own" in copied.manifest.notes["head"]
-    other = own + torch.randn_like(own)
-    trained = reft.load(write(tmp_path / "trained", config, tensors, {"lm_head.weight": other}), base=tiny_llama)
-    (delta,) = trained.lower().weight_deltas
-    assert delta.module == "lm_head" and delta.new_weight is not None and torch.equal(delta.new_weight, other)
-    assert len(trained.lower().edits) == 1 and "lm_head" in trained.manifest.notes["head"]
-    heads = {"heads.task.1.weight": torch.zeros(2, HIDDEN)}
-    foreign = reft.load(
-        write(tmp_path / "foreign", config, tensors, heads, model_class="LlamaAdapterModel"), base=tiny_llama
-    )
-    assert "heads.task.1.weight" in foreign.manifest.notes["head"] and not foreign.lower().weight_deltas
-    assert "shows with a base only" in reft.load(tmp_path / "copy").manifest.notes["head"]
+    same(runtime, adapter, bottleneck_logits(runtime, TOKENS, config, dense, torch.nn.functional.gelu))
 
 
 @pytest.mark.parametrize(
@@ -262,6 +158,8 @@ def test_a_head_counts_where_it_differs(runtime: Any, tiny_llama: Path, tmp_path
         ({"architecture": "something"}, "'something' are not read. Read are bottleneck"),
         ({"architecture": "union", "configs": [BOTTLENECK, {"architecture": "prefix_tuning"}]}, "'prefix_tuning'"),
         ("houlsby", "only a name, 'houlsby'.*save it again"),
+        ({**BOTTLENECK, "scaling": [1]}, "settings and tensors are not those.*TypeError"),
+        ({"architecture": "union", "configs": [3]}, "settings and tensors are not those.*AttributeError"),
     ],
 )
 def test_what_cannot_be_executed_is_refused_by_name(

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from reft_plugins import plugins
 from reft_plugins.adapter import Adapter, parse_config
 from reft_plugins.base_model import BaseModel
-from reft_plugins.errors import AdapterError
+from reft_plugins.errors import AdapterError, ReftError
 from reft_plugins.formats import refuse_options
 from reft_plugins.formats.adapterhub.bottleneck import bottlenecks_of
-from reft_plugins.formats.adapterhub.files import Checkpoint, open_checkpoint, recognises
+from reft_plugins.formats.adapterhub.files import CONFIG_FILE, Checkpoint, open_checkpoint, recognises
 from reft_plugins.formats.adapterhub.head import head_of
 from reft_plugins.formats.adapterhub.lora import deltas_of
 from reft_plugins.formats.adapterhub.reft import activation, interventions_of
@@ -56,6 +56,17 @@ class AdapterHubFormat:
         refuse_options(self.name, options)
         if positions is not None:
             raise AdapterError(f"{directory}: AdapterHub stores positions; they are part of what was learned")
+        try:
+            return self._read(directory, base, variant)
+        except ReftError:
+            raise
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise AdapterError(
+                f"{directory / CONFIG_FILE}: its settings and tensors are not those of an adapter of the library "
+                f"`adapters`: {type(error).__name__}: {error}"
+            ) from error
+
+    def _read(self, directory: Path, base: BaseModel | None, variant: str | None) -> Adapter:
         checkpoint = open_checkpoint(directory, base)
         kind = checkpoint.config.get("architecture")
         if variant is not None and kind != "reft":

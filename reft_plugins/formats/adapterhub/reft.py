@@ -119,7 +119,7 @@ def _intervention(
     else:
         raise AdapterError(f"{where}: no projection among {', '.join(sorted(raw))}")
     weight, bias = raw.get("learned_source.weight"), raw.get("learned_source.bias")
-    if weight is None or weight.shape != projection.shape:
+    if weight is None or weight.ndim != 2 or weight.shape != projection.shape:
         shape = None if weight is None else list(weight.shape)
         raise AdapterError(
             f"{where}: learned_source.weight has shape {shape}, the projection {list(projection.shape)}: both must be "

@@ -61,6 +61,8 @@ def _constant(raw: Tensors, where: str) -> dict[str, Tensor]:
 
 def _projected(raw: Tensors, where: str) -> dict[str, Tensor]:
     projection, weight = raw["proj_layer.weight"].float(), raw["learned_source.weight"].float()
+    if projection.ndim != 2:
+        raise AdapterError(f"{where}: proj_layer.weight has shape {list(projection.shape)}, expected [rank, hidden]")
     _fits(where, "learned_source.weight", weight, list(projection.shape))
     found = {"projection": projection, "weight": weight}
     for ours, theirs in (("bias", "learned_source.bias"), ("projection_bias", "proj_layer.bias")):
