@@ -1,0 +1,1 @@
+"""Frozen features and a classifier, the head alone, or all layers: three ways to use one pretrained encoder."""
