@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
@@ -123,13 +123,13 @@ def test_pickled_tensors_are_read_safely(runtime: Any, tiny_llama: Path, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"peft_type": "PREFIX_TUNING"}, "type PREFIX_TUNING are not read"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' changed the base"),
-        ({"init_lora_weights": "olora"}, "init_lora_weights='olora' changed the base"),
-        ({"bias": "lora_only"}, "bias='lora_only'"),
-        ({"modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\] is not read"),
+        ({"peft_type": "PREFIX_TUNING"}, "prompt_embeddings is none"),
+        ({"peft_type": "IA3"}, "bias='none' is not read"),
+        ({"peft_type": "ADALORA", "lora_alpha": 4, "init_r": 4, "target_r": 2}, "has no lora_E"),
+        ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights='pissa_niter_16' changed the base"),
+        ({"init_lora_weights": "corda"}, "init_lora_weights='corda' changed the base.*initial=FOLDER"),
+        ({"target_parameters": ["experts"]}, "target_parameters"),
         ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication"),
-        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
         ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
         ({"a_setting_of_the_future": True}, "a_setting_of_the_future"),
         ({"task_type": "SEQ_CLS"}, "SEQ_CLS"),
@@ -153,10 +153,13 @@ def test_other_tensors_than_lora_are_named(tiny_llama: Path, tmp_path: Path) -> 
     tensors = load_file(path)
     first = next(name for name in tensors if "lora_B" in name)
     for name, message in (
-        ("base_model.model.model.embed_tokens.lora_embedding_A", "LoRA on embeddings"),
-        ("base_model.model.lm_head.base_layer.weight", "save_embedding_layers=False"),
-        ("base_model.model.score.weight", "is not read"),
-        ("elsewhere.lora_A.weight", "is not read"),
+        ("base_model.model.model.embed_tokens.lora_embedding_A", "has no lora_B"),
+        ("base_model.model.lm_head.base_layer.weight", "has shape .* resized"),
+        ("base_model.model.score.weight", "has no module 'score'"),
+        ("elsewhere.lora_A.weight", "has no module 'elsewhere'"),
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_C.weight", "has no module"),
+        ("base_model.model.lm_head.token_adapter.trainable_tokens_delta", "tokens trained in lm_head are None"),
+        ("strange", "'strange' is not read; adapters of type LORA have none such"),
     ):
         save_file({**tensors, name: torch.zeros(2, 2)}, path)
         with pytest.raises(AdapterError, match=message):
@@ -175,25 +178,14 @@ def test_other_tensors_than_lora_are_named(tiny_llama: Path, tmp_path: Path) -> 
         reft.load(tmp_path, base=tiny_llama)
 
 
-def test_embeddings_as_peft_writes_them_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
-    saved_by_peft(tiny_llama, tmp_path, lora(target_modules=["embed_tokens"]))
-    with pytest.raises(AdapterError, match="LoRA on embeddings is not read"):
-        reft.load(tmp_path, base=tiny_llama)
-
-
-def test_other_adapters_of_peft_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
-    settings = IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
-    saved_by_peft(tiny_llama, tmp_path, settings)
-    with pytest.raises(AdapterError, match="type IA3 are not read by this version; it reads LORA"):
-        reft.load(tmp_path, base=tiny_llama)
-
-
 def test_positions_and_options_do_not_apply(tiny_llama: Path, tmp_path: Path) -> None:
     saved_by_peft(tiny_llama, tmp_path, lora(target_modules=["q_proj"]))
     with pytest.raises(AdapterError, match="every token, not at 'f7'"):
         reft.load(tmp_path, base=tiny_llama, positions="f7")
     with pytest.raises(AdapterError, match="no option activation"):
         reft.load(tmp_path, base=tiny_llama, activation="relu")
+    with pytest.raises(AdapterError, match="option task does not apply to adapters of type LORA"):
+        reft.load(tmp_path, base=tiny_llama, task=1)
 
 
 def test_what_peft_reads_back_is_the_reference(tiny_llama: Path, tmp_path: Path) -> None:
@@ -203,3 +195,62 @@ def test_what_peft_reads_back_is_the_reference(tiny_llama: Path, tmp_path: Path)
     with torch.inference_mode():
         again = model.eval()(input_ids=torch.tensor([TOKENS])).logits[0].numpy()
     np.testing.assert_allclose(again, expected, atol=1e-4)
+
+
+def test_adapters_in_sub_folders_are_chosen_by_name(runtime: Any, tiny_llama: Path, tmp_path: Path) -> None:
+    """PEFT saves every adapter but `default` into a folder of its name."""
+    expected = {
+        name: saved_by_peft(tiny_llama, tmp_path / name, lora(r=r)) for name, r in (("first", 2), ("second", 4))
+    }
+    with pytest.raises(AdapterError, match="holds the adapters first, second; say which by --option adapter=NAME"):
+        reft.load(tmp_path, base=tiny_llama)
+    with pytest.raises(AdapterError, match="no adapter 'third'.*first, second"):
+        reft.load(tmp_path, base=tiny_llama, adapter="third")
+    for name, logits in expected.items():
+        got = runtime.logits(TOKENS, reft.load(tmp_path, base=tiny_llama, adapter=name))
+        np.testing.assert_allclose(got, logits, atol=5e-4, rtol=1e-4)
+    assert np.abs(expected["first"] - expected["second"]).max() > 0.5
+
+
+@pytest.mark.parametrize(
+    "renamed",
+    [
+        lambda name: name.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default."),
+        lambda name: name.replace("lora_magnitude_vector", "lora_magnitude_vector.weight"),
+        lambda name: name.replace("lora_magnitude_vector", "lora_magnitude_vector.default.weight"),
+        lambda name: name.replace("base_model.model.model.", "base_model.model."),
+        lambda name: name.removeprefix("base_model.model."),
+    ],
+)
+def test_names_of_other_versions_and_wrappers(runtime: Any, tiny_llama: Path, tmp_path: Path, renamed: Any) -> None:
+    expected = saved_by_peft(tiny_llama, tmp_path, lora(use_dora=True))
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({renamed(name): tensor for name, tensor in load_file(path).items()}, path)
+    got = runtime.logits(TOKENS, reft.load(tmp_path, base=tiny_llama))
+    np.testing.assert_allclose(got, expected, atol=5e-4, rtol=1e-4)
+
+
+def test_two_adapters_in_one_file_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    saved_by_peft(tiny_llama, tmp_path, lora())
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, **{name.replace(".lora_A.", ".lora_A.b."): t.clone() for name, t in tensors.items()}}, path)
+    with pytest.raises(AdapterError, match="is there twice, as in the state of a model with several adapters"):
+        reft.load(tmp_path, base=tiny_llama)
+
+
+def test_an_adapter_of_another_base_is_told_from_its_modules(tiny_llama: Path, tmp_path: Path) -> None:
+    base = tmp_path / "gpt2"
+    GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=512, n_positions=64)).save_pretrained(base)
+    saved_by_peft(base, tmp_path / "adapter", lora(target_modules=["c_attn"], fan_in_fan_out=True))
+    with pytest.raises(AdapterError, match="has no module 'transformer.h.0.attn.c_attn'.*another base"):
+        reft.load(tmp_path / "adapter", base=tiny_llama)
+    assert reft.load(tmp_path / "adapter").manifest.base is None
+
+
+def test_embeddings_of_the_base_are_recognised_and_left_out(tiny_llama: Path, tmp_path: Path) -> None:
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32), lora())
+    model.save_pretrained(tmp_path, save_embedding_layers=True)
+    adapter = reft.load(tmp_path, base=tiny_llama)
+    assert "2 stored parameters equal the base's own" in adapter.manifest.notes["assumed"]
+    assert all(delta.plain for delta in adapter.lower().weight_deltas)

@@ -65,8 +65,7 @@ def _convert(checkpoint: Checkpoint, base: BaseModel, peft: Any) -> Adapter:
     )
     model.eval()
     wide = torch.float64 if sum(p.numel() for p in model.parameters()) <= _EXACT_PARAMETERS else torch.float32
-    model.to(wide)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = {name: tensor.to(wide, copy=True) for name, tensor in model.state_dict().items()}
     tokens = torch.randint(0, model.config.get_text_config().vocab_size, (2, _TOKENS), generator=_drawn())
     try:
         with torch.no_grad():
