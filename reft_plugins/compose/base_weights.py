@@ -10,21 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from reft_plugins.base_model import BaseModel
-
-_CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "gptsan-japanese")
-"""Model types whose linear modules inside the layers are transformers' `Conv1D`, which stores the transpose."""
-
-
-def stored(base: BaseModel | None, name: str, purpose: str) -> Tensor:
-    """A tensor of the base by its name.
-
-    Raises:
-        AdapterError: no base was given.
-    """
-    if base is None:
-        module = name.rpartition(".")[0]
-        raise AdapterError(f"module {module}: this combination needs {purpose} in the base model; pass base (--base)")
-    return base.tensor(name)
+    from reft_plugins.formats.peft.base_modules import BaseModules
 
 
 def bias_of(base: BaseModel | None, module: str) -> Tensor | None:
@@ -33,28 +19,34 @@ def bias_of(base: BaseModel | None, module: str) -> Tensor | None:
     Raises:
         AdapterError: no base was given.
     """
-    if base is not None and not base.has(f"{module}.bias"):
-        return None
-    return stored(base, f"{module}.bias", "its bias").float()
+    found = _modules(base, module, "its bias")
+    return found.parameter(f"{module}.bias").float() if f"{module}.bias" in found.shapes else None
 
 
 def matrix_of(base: BaseModel | None, module: str, purpose: str) -> Tensor:
     """The module's weight in float32: `[out, in]`, of a normalisation `[out]`.
 
     Raises:
-        AdapterError: no base was given.
+        AdapterError: no base was given; BaseModelError: it has no such weight.
     """
-    return oriented(base, module, stored(base, f"{module}.weight", purpose).float())
+    weight = _modules(base, module, purpose).parameter(f"{module}.weight").float()
+    return oriented(base, module, weight)
 
 
 def oriented(base: BaseModel | None, module: str, weight: Tensor) -> Tensor:
-    """Turn a weight from the layout of the module's state to `[out, in]`, or back."""
-    return weight.T.contiguous() if base is not None and weight.ndim == 2 and _transposed(base, module) else weight
+    """Turn a weight from the layout of the module's state to `[out, in]`, or back.
+
+    Raises:
+        AdapterError: no base was given.
+    """
+    found = _modules(base, module, "its weight")
+    stored_by_input = found.is_transposed(module) or found.is_embedding(module)
+    return weight.T.contiguous() if weight.ndim == 2 and stored_by_input else weight
 
 
-def _transposed(base: BaseModel, module: str) -> bool:
-    """Whether the stored weight is `[in, out]`: embeddings, being maps of one-hot tokens, and GPT-2's modules."""
-    name = module.rpartition(".")[2]
-    if name in ("wte", "wpe") or "embed" in name:
-        return True
-    return base.config.get("model_type") in _CONV1D and ".h." in f".{module}."
+def _modules(base: BaseModel | None, module: str, purpose: str) -> BaseModules:
+    if base is None:
+        raise AdapterError(f"module {module}: this combination needs {purpose} in the base model; pass base (--base)")
+    from reft_plugins.formats.peft.base_modules import BaseModules
+
+    return BaseModules.of(base)

@@ -189,3 +189,30 @@ def test_loras_run_stacked(tiny_llama: Path) -> None:
     found = torch.from_numpy(again.logits(PROMPT, both))
     assert (found - expected).abs().max() < 1e-3
     assert (found - torch.from_numpy(again.logits(PROMPT, compose.compose([one, two])))).abs().max() > 1.0
+
+
+@pytest.mark.parametrize("kinds", [("dora", "lora"), ("dora", "ia3"), ("whole", "lora", "ia3")], ids=" + ".join)
+def test_combinations_run_as_the_weights_they_stand_for(tiny_llama: Path, kinds: tuple[str, ...]) -> None:
+    module, draw = "model.layers.1.mlp.up_proj", torch.Generator().manual_seed(0)
+    runtime = reft.runtime("transformers", tiny_llama)
+    linear = runtime.model.get_submodule(module)
+    outputs, inputs = linear.weight.shape
+    own = linear.weight.detach().clone()
+    a, b = torch.randn(4, inputs, generator=draw) * 0.3, torch.randn(outputs, 4, generator=draw) * 0.3
+    scale, whole = 1 + torch.randn(outputs, generator=draw), torch.randn(outputs, inputs, generator=draw) * 0.2
+    norms = 2 + torch.rand(outputs, generator=draw)
+    raised = own + b @ a
+    made = {
+        "lora": (WeightDelta(module, a=a, b=b), raised),
+        "ia3": (WeightDelta(module, output_scale=scale), scale[:, None] * own),
+        "whole": (WeightDelta(module, new_weight=whole), whole),
+        "dora": (WeightDelta(module, a=a, b=b, magnitude=norms), norms[:, None] * raised / raised.norm(dim=1)[:, None]),
+    }
+    weights = [0.5, -0.75, 1.5][: len(kinds)]
+    both = compose.compose([adapter(tiny_llama, made[kind][0]) for kind in kinds], weights, base=tiny_llama)
+    found = torch.from_numpy(runtime.logits(PROMPT, both))
+    bare = torch.from_numpy(runtime.logits(PROMPT))
+    with torch.no_grad():
+        linear.weight += sum(factor * (made[kind][1] - own) for factor, kind in zip(weights, kinds, strict=True))
+        expected = runtime.model(torch.tensor([PROMPT])).logits[0]
+    assert (found - expected).abs().max() < 1e-3 and (bare - expected).abs().max() > 0.5
