@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from reft_plugins.methods._weights import LowRankPeftConfig
 
 
 class AdaLoRAConfig(LowRankPeftConfig):
-    """Every one of `target_modules` starts with `initial_rank`; at the end they have `target_rank` on average.
+    """Every one of `target_modules` starts with `initial_rank`; at the end they have `target_rank`, less, on average.
 
     Ranks stay as they are for `tinit` steps and after the last `tfinal` steps have begun (by default a tenth and half
     of all steps, about the paper's shares); in between the least important directions go, every `delta_t` steps.
@@ -25,12 +25,6 @@ class AdaLoRAConfig(LowRankPeftConfig):
     beta1: float = Field(default=0.85, gt=0.0, lt=1.0)
     beta2: float = Field(default=0.85, gt=0.0, lt=1.0)
     orth_reg_weight: float = Field(default=0.5, ge=0.0, allow_inf_nan=False)
-
-    @model_validator(mode="after")
-    def _something_to_take_away(self) -> AdaLoRAConfig:
-        if self.target_rank >= self.initial_rank:
-            raise ValueError(f"target_rank {self.target_rank} is not below initial_rank {self.initial_rank}")
-        return self
 
     @property
     def scaling(self) -> float:

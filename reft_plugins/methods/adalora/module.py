@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reft_plugins.errors import TrainingError
+from reft_plugins.errors import AdapterError, TrainingError
 from reft_plugins.methods._peft import ADAPTER
 from reft_plugins.methods._weights import PeftTrainable, peft_config, peft_targets, transposed
 from reft_plugins.methods.adalora.config import AdaLoRAConfig
@@ -17,8 +17,11 @@ class PeftAdaLoRA(PeftTrainable):
     """A base model with PEFT's AdaLoRA on it; see `PeftTrainable` and `reft_plugins.methods.Staged`."""
 
     def __init__(self, model: nn.Module, config: AdaLoRAConfig) -> None:
-        from peft.tuners.adalora.layer import AdaLoraLayer
-
+        if config.target_rank >= config.initial_rank:
+            raise AdapterError(
+                f"AdaLoRA: target_rank {config.target_rank} is not below initial_rank {config.initial_rank}, so there "
+                "is nothing to take away; method lora trains one rank for all modules"
+            )
         settings = peft_config(
             "AdaLoRA",
             "AdaLoraConfig",
@@ -37,6 +40,8 @@ class PeftAdaLoRA(PeftTrainable):
             task_type="CAUSAL_LM",
         )
         super().__init__("AdaLoRA", model, settings)
+        from peft.tuners.adalora.layer import AdaLoraLayer
+
         self._config = config
         self._layers = self.tuned(AdaLoraLayer)
         self.parameters = Allocation(self.model, self.parameters)
