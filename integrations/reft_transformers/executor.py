@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
+from reft_plugins.errors import UnsupportedProgramError
 from reft_plugins.program import Program, Site
 from reft_transformers.components import Components
 from reft_transformers.deltas import delta_hooks
@@ -52,6 +54,10 @@ class Executor:
         if not tokens.groups:
             yield
             return
+        if torch.is_grad_enabled() and self.model.training and getattr(self.model, "is_gradient_checkpointing", False):
+            raise UnsupportedProgramError(
+                "gradient checkpointing repeats forward passes after the programs were unbound; train without it"
+            )
         with attending(self.components, tokens) as projections:
             hooks = [
                 (self.model, "input", tokens.observe),

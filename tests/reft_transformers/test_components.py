@@ -194,6 +194,11 @@ def test_what_a_model_does_not_have_is_named() -> None:
         UnsupportedProgramError, match="no list of decoder layers, whose number its configuration lacks, found; looked"
     ):
         Executor(nn.Linear(2, 2))
+    checkpointed = tiny("llama").train()
+    checkpointed.gradient_checkpointing_enable()
+    running = Executor(checkpointed).run([Program(())], LENGTHS[:1])
+    with pytest.raises(UnsupportedProgramError, match="gradient checkpointing"), running:
+        pass
     sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 96, "max_position_embeddings": 8}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
     two = transformers.BartConfig(**sizes, **heads, pad_token_id=0, bos_token_id=1, eos_token_id=2)

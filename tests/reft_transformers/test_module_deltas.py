@@ -174,6 +174,19 @@ def test_a_delta_applies_at_its_positions() -> None:
     assert (full - base).abs().max(dim=-1).values.min() > 0.05
 
 
+def test_positions_on_a_head_that_computes_the_last_logits_only() -> None:
+    model = tiny("llama")
+    draw = torch.Generator().manual_seed(5)
+    a, b = torch.randn(3, 64, generator=draw), torch.randn(96, 3, generator=draw)
+    program = Program((WeightDelta("lm_head", a, b, positions=Positions.parse("l1")),))
+    with torch.no_grad(), Executor(model).run([program], LENGTHS[:1]):
+        whole = model(input_ids=IDS[:1]).logits[0]
+        kept = model(input_ids=IDS[:1], logits_to_keep=3).logits[0]
+    torch.testing.assert_close(kept, whole[-3:], atol=1e-5, rtol=1e-5)
+    change = (whole - logits(model)[:8]).abs().max(dim=-1).values
+    assert change[-1] > 0.1 and change[:-1].max() < 1e-5
+
+
 def test_what_does_not_fit_is_named() -> None:
     model = tiny("llama")
     for delta, error, message in (

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reft_plugins.errors import AdapterError, UnsupportedProgramError
 from reft_plugins.positions import Positions
-from reft_plugins.program import Edit, KeyValuePrefix, Program, Site, VirtualTokens
+from reft_plugins.program import Edit, KeyValuePrefix, Program, Site, VirtualTokens, WeightDelta
 from reft_transformers.executor import Executor
 
 PROMPT = torch.tensor([[5, 9, 33, 7, 80, 12, 41, 3, 22, 18, 64, 51]])
@@ -179,6 +179,29 @@ def test_mixed_batches_answer_as_each_row_alone(name: str) -> None:
         assert scores.argmax(-1).tolist() == answer
         plain = logits(model, whole)[0, len(row) - 1 : -1]
         assert program is None or (scores - plain).abs().max() > 0.05, "a program must matter"
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_bfloat16_runs_close_to_float32(name: str, attention: str) -> None:
+    model = tiny(name, attention)
+    draw = torch.Generator().manual_seed(6)
+    pairs = torch.randn(4, 2, *HEADS[name], generator=draw)
+    a, b = torch.randn(2, 96, generator=draw), torch.randn(64, 2, generator=draw)
+    embedding = {"gpt2": "transformer.wte"}.get(name, "model.embed_tokens")
+    program = Program(
+        (
+            *prefix_program(strong_prefix(name, 3)),
+            KeyValuePrefix(1, pairs[:, 0], pairs[:, 1], torch.tensor([2.0])),
+            WeightDelta(embedding, a, b, 0.3),
+            Edit(Site(0, "mlp_residual"), Positions.parse("f2+l2"), shift=torch.randn(64, generator=draw)),
+            Edit(Site(1), Positions.parse("all"), down=a[:, :64], up=b.T.contiguous(), reads="mlp_residual"),
+        )
+    )
+    exact, base = executed(model, program), logits(model)
+    narrow = executed(model.to(torch.bfloat16), program)
+    assert narrow.dtype == torch.bfloat16
+    assert (narrow.float() - exact).norm() < 0.1 * (exact - base).norm()
 
 
 def test_what_does_not_fit_is_named() -> None:
