@@ -141,7 +141,6 @@ def test_compacter(runtime: Any, tiny_llama: Path, tmp_path: Path, shared: bool)
         ({**BOTTLENECK, "ln_before": True}, "ln_before=True is a norm of its own"),
         ({**BOTTLENECK, "ln_after": True}, "ln_after=True is a norm of its own"),
         ({**BOTTLENECK, "use_gating": True}, "use_gating=True is a gate"),
-        ({**BOTTLENECK, "inv_adapter": "nice"}, "inv_adapter='nice' is an invertible adapter"),
         ({**BOTTLENECK, "cross_adapter": True}, "cross_adapter=True"),
         ({**BOTTLENECK, "non_linearity": "mish"}, "activation 'mish'"),
         ({**BOTTLENECK, "original_ln_after": False}, "takes away the residual"),
@@ -186,6 +185,14 @@ def test_models_and_options_are_checked(tiny_llama: Path, tmp_path: Path) -> Non
     (tmp_path / "pytorch_adapter.bin").unlink()
     with pytest.raises(AdapterError, match=r"neither pytorch_adapter\.bin nor adapter\.safetensors"):
         reft.load(tmp_path, base=tiny_llama)
+
+
+def test_invertible_adapters_count_where_they_are(tiny_llama: Path, tmp_path: Path) -> None:
+    config, tensors = {**BOTTLENECK, "inv_adapter": "nice"}, bottleneck_state(BOTTLENECK, {1: 8})
+    assert reft.load(write(tmp_path, config, tensors), base=tiny_llama).manifest.method == "bottleneck"
+    tensors["model.invertible_adapters.task.F.0.weight"] = torch.zeros(2, 2)
+    with pytest.raises(AdapterError, match="invertible adapter behind the embeddings"):
+        reft.load(write(tmp_path, config, tensors), base=tiny_llama)
 
 
 @pytest.mark.parametrize(

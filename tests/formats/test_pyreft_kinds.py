@@ -173,6 +173,11 @@ def test_the_configuration_and_the_files_must_agree(tiny_llama: Path, tmp_path: 
     write(tmp_path, {key(1): state("loreft", 0)}, "consreft")
     with pytest.raises(AdapterError, match="tensors are those of loreft, not those of a ConsreftIntervention"):
         reft.load(tmp_path, base=tiny_llama, positions="f1")
+    write(tmp_path, {key(1): state("consreft", 0)}, "consreft")
+    with pytest.raises(AdapterError, match="kind='lobireft' contradicts config.json, which says ConsreftIntervention"):
+        reft.load(tmp_path, base=tiny_llama, positions="f1", kind="lobireft")
+    assert "assumed" not in reft.load(tmp_path, base=tiny_llama, positions="f1", kind="consreft").manifest.notes
+    shutil.rmtree(tmp_path)
     write(tmp_path, {key(1): state("loreft", 0)}, "rotatedspace")
     with pytest.raises(AdapterError, match="type RotatedspaceIntervention are not read.*kind='loreft'"):
         reft.load(tmp_path, base=tiny_llama, positions="f1")

@@ -22,7 +22,6 @@ _REFUSED = {
     "ln_before": "a norm of its own in front of the bottleneck",
     "ln_after": "a norm of its own behind the bottleneck",
     "use_gating": "a gate over the mean of the whole sequence",
-    "inv_adapter": "an invertible adapter behind the embeddings",
     "cross_adapter": "adapters in cross-attention",
 }
 """Settings that no edit computes."""
@@ -37,6 +36,9 @@ def bottlenecks_of(checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[d
     for name, what in _REFUSED.items():
         if config.get(name):
             raise AdapterError(f"{checkpoint.config_file}: {name}={config[name]!r} is {what}, which cannot be executed")
+    # Old task adapters name an inv_adapter that they do not have; the library leaves it out as well.
+    if any("invertible_adapters." in name for name in checkpoint.tensors):
+        raise AdapterError(f"{checkpoint.file}: the invertible adapter behind the embeddings cannot be executed")
     wanted = {"attention": config.get("mh_adapter"), "mlp": config.get("output_adapter")}
     tensors: dict[str, Tensor] = {}
     sites: dict[str, str] = {}

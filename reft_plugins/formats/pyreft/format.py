@@ -27,6 +27,8 @@ from reft_plugins.formats.pyreft.projections import through_projections
 from reft_plugins.formats.tensor_files import digest_of, read_pickle
 from reft_plugins.manifest import Parent
 
+_PLAIN = "activation identity, because pyreft does not store it"
+
 
 class PyreftFormat:
     """Interventions of pyreft, of every kind it trains: LoReFT, NoReFT, DiReFT, NodiReFT, ConsReFT, LobiReFT."""
@@ -77,7 +79,8 @@ class PyreftFormat:
             in_front = [unit for file, unit in units.items() if file.place.in_front]
             deltas = (*deltas, *through_projections(in_front, activation, base, str(folder)))
         paths = [path for path in (folder / CONFIG_FILE, folder / MODEL_FILE) if path.is_file()]
-        assumed = [] if activation != "identity" else ["activation identity, because pyreft does not store it"]
+        constant = all(unit.method in ("consreft", "lobireft") for unit in units.values())
+        assumed = [] if activation != "identity" or constant else [_PLAIN]
         return assemble(
             interventions,
             None if base is None else base.identity,

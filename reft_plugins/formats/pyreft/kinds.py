@@ -128,6 +128,8 @@ def method_of(layout: Layout, type_: str | None, kind: str | None, where: str) -
         hint = f"; if it computes what one of these does, say so: kind='{layout.methods[0]}'" if kind is None else ""
         raise AdapterError(f"{where}: interventions of type {named} are not read; known are {known}{hint}")
     method = next((candidate for candidate in candidates if candidate in layout.methods), None)
+    if kind is not None and type_ in TYPES and TYPES[type_] != method:
+        raise AdapterError(f"{where}: kind={kind!r} contradicts config.json, which says {type_}")
     if method is None:
         raise AdapterError(f"{where}: the tensors are those of {' or '.join(layout.methods)}, not those of a {named}")
     return method
