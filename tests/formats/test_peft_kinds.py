@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,8 @@ OTHERS: dict[str, Any] = {
     "randlora": lambda: peft.RandLoraConfig(**plain(r=8)),
     "gralora": lambda: peft.GraloraConfig(**plain(r=4)),
     "shira": lambda: peft.ShiraConfig(**plain(r=2)),
+    "kasa": lambda: peft.LoraConfig(**plain(r=4, kasa_config=peft.tuners.lora.config.KasaConfig())),
+    "adamss": lambda: peft.AdamssConfig(**plain()),
     "miss": lambda: peft.MissConfig(**plain(r=4)),
     "trainable tokens": lambda: peft.TrainableTokensConfig(token_indices=[61, 150], **TASK),
 }
@@ -163,6 +166,17 @@ def test_what_is_no_change_of_weights_is_refused(bases: dict[str, Path], tmp_pat
         reft.load(tmp_path, base=bases["qwen2"])
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "OF_THE_FUTURE"}')
     with pytest.raises(AdapterError, match="knows no adapters of type OF_THE_FUTURE"):
+        reft.load(tmp_path, base=bases["qwen2"])
+    save_by_peft(bases["qwen2"], tmp_path / "lily", peft.LilyConfig(**plain(r=4)))
+    with pytest.raises(AdapterError, match="PEFT cannot load and merge this adapter of type LILY"):
+        reft.load(tmp_path / "lily", base=bases["qwen2"])
+
+
+def test_a_setting_that_the_installed_peft_would_drop_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:
+    save_by_peft(bases["qwen2"], tmp_path, OTHERS["vera"]())
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "use_new_trick": True}))
+    with pytest.raises(AdapterError, match="does not know the setting 'use_new_trick'"):
         reft.load(tmp_path, base=bases["qwen2"])
 
 

@@ -14,6 +14,8 @@ from reft_plugins.formats.peft import adaption_prompt, lora, prompts, scaled, th
 from reft_plugins.formats.peft.checkpoint import Checkpoint, adapter_directories, read_config
 
 _VIRTUAL_TOKENS = ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT")
+_VARIANTS = ("kasa_config", "monteclora_config", "target_parameters", "use_bdlora", "use_qalora")
+"""Settings of LoRA with which it is another method, left to PEFT to merge."""
 _READERS: dict[str, Callable[[Checkpoint, BaseModel | None], Adapter]] = {
     "ADALORA": scaled.read_adalora,
     "IA3": scaled.read_ia3,
@@ -70,7 +72,7 @@ class PeftFormat:
                 f"{folder}: task type {config['task_type']} is not read; the base must be a causal language model"
             )
         checkpoint = Checkpoint.open(folder)
-        if kind == "LORA":
+        if kind == "LORA" and not any(config.get(name) for name in _VARIANTS):
             return lora.read(checkpoint, base, None if initial is None else Path(str(initial)))
         if kind in _VIRTUAL_TOKENS:
             return prompts.read_virtual_tokens(checkpoint, base, task)
