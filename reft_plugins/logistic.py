@@ -6,13 +6,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from reft_plugins.errors import DataError, TrainingError
 from reft_plugins.features import Features
+from reft_plugins.manifest import BaseModelIdentity
+
+if TYPE_CHECKING:
+    from reft_plugins.adapter import Adapter
 
 _USED = ("base", "adapter", "layer", "pool")
 """What must be equal between the features a classifier was fitted on and those it is applied to."""
@@ -83,6 +87,37 @@ class LogisticClassifier:
     def accuracy(self, features: Features) -> float:
         """Share of texts that get their own label."""
         return float(np.mean([a == b for a, b in zip(self.predict(features), _labels(features), strict=True)]))
+
+    def adapter(self, base: str | Path) -> Adapter:
+        """The same classifier as a `head` adapter, which `classify` of a runtime serves beside others.
+
+        That needs a base model whose head is one linear module on the last token's last state (decoders' `score`), and
+        features that are just that: layer -1, pool `last`, no adapter.
+
+        Raises:
+            BaseMismatchError: features of another base model.
+            DataError: other features, or a base model with another head.
+        """
+        import torch
+
+        from reft_plugins.adapter import Adapter
+        from reft_plugins.base_model import check_base, identify, locate
+        from reft_plugins.classifiers import head_parameters, open_classifier
+        from reft_plugins.manifest import TaskFact
+
+        read = tuple(self.provenance.get(key) for key in ("layer", "pool", "adapter"))
+        with torch.random.fork_rng(devices=[]):
+            model = open_classifier(locate(base), self.labels, 0)
+        if set(head_parameters(model)) != {"score.weight"} or read != (-1, "last", None):
+            raise DataError(
+                f"a classifier of features of layer, pool, adapter {read} is no head of {type(model).__name__}: that "
+                "must be one linear module on the last token's last state, without an adapter"
+            )
+        tensors = {"score.weight": torch.from_numpy(self.weight), "score.bias": torch.from_numpy(self.bias)}
+        fact = TaskFact(name="sequence_classification", labels=self.labels)
+        adapter = Adapter.create("head", {}, tensors, BaseModelIdentity(**self.provenance["base"]), task=fact)
+        check_base(adapter.manifest, identify(base))
+        return adapter
 
     def save(self, path: str | Path) -> Path:
         """Write safetensors: `weight` and `bias`, with labels and provenance in the metadata."""

@@ -104,6 +104,27 @@ def test_the_classifier_is_scikit_learns(encoder: Path, sayings: Path, tmp_path:
     assert idle.accuracy(held) < 0.75
 
 
+def test_a_logistic_regression_is_a_head(tiny_llama: Path, encoder: Path, sayings: Path, tmp_path: Path) -> None:
+    data = tmp_path / "animals.jsonl"
+    rows = [
+        (f"the {adjective} {noun}", noun)
+        for adjective in ("old", "red", "tall small")
+        for noun in ("dog", "king", "fox")
+    ]
+    data.write_text("\n".join(json.dumps({"text": text, "label": label}) for text, label in rows))
+    features = extract(tiny_llama, data, pool="last")
+    fitted = LogisticClassifier.fit(features)
+    adapter = fitted.adapter(tiny_llama)
+    assert adapter.manifest.method == "head"
+    runtime: Any = reft.runtime("transformers", tiny_llama, task="sequence_classification")
+    found = runtime.classify([text for text, _ in rows], [adapter] * len(rows))
+    assert [answer.label for answer in found] == [label for _, label in rows]
+    got = [[answer.probabilities[label] for label in fitted.labels] for answer in found]
+    np.testing.assert_allclose(got, fitted.probabilities(features), atol=1e-4)
+    with pytest.raises(DataError, match="is no head of DistilBertForSequenceClassification"):
+        LogisticClassifier.fit(extract(encoder, sayings, pool="last")).adapter(encoder)
+
+
 def run(*arguments: Any) -> Any:
     return CliRunner().invoke(command, [str(argument) for argument in arguments])
 
