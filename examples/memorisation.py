@@ -1,4 +1,4 @@
-"""How much text does one vector hold? One direction and one number, added to one layer's input at the last prompt token.
+"""How much text does one vector hold? One direction and one number, added to a layer's input at the last prompt token.
 
 The memorisation experiment of pyreft's examples in small: a rank-1 LobiReFT, a bias and nothing else, is trained until
 the frozen model answers a prompt with a text that the base never read. What comes back greedily, up to the first wrong
