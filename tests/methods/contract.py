@@ -129,7 +129,9 @@ def gradients_reach_exactly_own(case: MethodCase, base: Path, data: Path, noise:
     examples = method.examples(config, data, AutoTokenizer.from_pretrained(base), 512)
     batch = method.collator(config, 0, False)(examples[0:8])
     labels = batch.pop("labels")
-    completion_loss(step(**batch), labels).backward()
+    loss = completion_loss(step(**batch), labels)
+    assert loss.requires_grad, f"{case}: no gradient reaches it, since it touches no token"
+    loss.backward()
     own = {id(parameter) for parameter in trainable.parameters.parameters() if parameter.requires_grad}
     assert own, f"{case}: learns nothing"
     for name, parameter in step.named_parameters():
