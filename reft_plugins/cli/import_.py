@@ -56,13 +56,11 @@ def command(source: str, base: str, positions: str | None, options: dict[str, An
 
 
 def _print(adapter: Adapter, positions: str | None, options: dict[str, Any], out: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     manifest, notes = adapter.manifest, adapter.manifest.notes
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), pad_edge=False)
     rows = [(name, notes.get(name, "nothing" if name == "assumed" else "")) for name in _FIRST]
-    rows += [("given", f"{name}={value}") for name, value in {"positions": positions, **options}.items() if value]
+    rows += [
+        ("given", f"{name}={value}") for name, value in {"positions": positions, **options}.items() if value is not None
+    ]
     rows += [(name, text) for name, text in sorted(notes.items()) if name not in _FIRST]
     rows.append(("method", manifest.method))
     if manifest.base is not None:
@@ -70,8 +68,7 @@ def _print(adapter: Adapter, positions: str | None, options: dict[str, Any], out
     rows += [("does", line) for line in _does(manifest.program)]
     for name, text in rows:
         if text:
-            table.add_row(name, text)
-    Console(soft_wrap=True, highlight=False, markup=False).print(table)
+            click.echo(f"{name:12} {text}")
     click.echo(f"saved to {out}")
 
 

@@ -52,7 +52,7 @@ def test_every_command_has_an_example(run: Any) -> None:
     assert run("--help").code == 0
     commands = cli.cli.commands
     assert {"train", "generate", "import", "inspect", "plugins", "doctor", "export", "store", "serve"} <= set(commands)
-    for name in ("train", "generate", "import", "inspect", "plugins", "doctor", "export"):
+    for name in ("train", "generate", "import", "convert", "inspect", "plugins", "doctor", "export"):
         outcome = run(name, "--help")
         assert outcome.code == 0 and "Example: reft " + name in outcome.out, name
 
@@ -77,6 +77,8 @@ def test_the_version_is_the_packages(run: Any) -> None:
         ["generate", "BASE", "--prompt", "a", "--adapter", "x", "--adapter", "y"],
         ["generate", "BASE", "--prompt", "a", "--max-new-tokens", "0"],
         ["import", "SRC", "--out", "o"],
+        ["convert", "SRC", "--out", "o"],
+        ["convert", "SRC", "--to", "nothing", "--out", "o"],
         ["inspect"],
     ],
     ids=" ".join,
@@ -206,7 +208,7 @@ def test_import_says_what_it_found_and_assumed(run: Any, tiny_llama: Path, tmp_p
     given = ("--positions", "f2;cap=half", "--option", "activation=relu")
     outcome = run("import", source, "--base", tiny_llama, "--out", out, *given)
     assert outcome.code == 0
-    for part in ("1 LoReFT interventions", "positions f2;cap=half", "activation relu", f"saved to {out}"):
+    for part in ("1 interventions of kind loreft", "positions f2;cap=half", "activation relu", f"saved to {out}"):
         assert part in outcome.out
     assert reft.load(out, base=tiny_llama).manifest.config["activation"] == "relu"
 
