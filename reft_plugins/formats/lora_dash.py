@@ -90,7 +90,7 @@ class LoRADashFormat:
         }
         identity = None if base is None else base.identity
         ranks = {len(parts["lora_A"]) for parts in own.values()}
-        if len(ranks) > 1:
+        if len(ranks) > 1 or any(_exceeds(parts) for parts in own.values()):
             program = Program(tuple(_delta(module, alpha, parts) for module, parts in own.items()))
             return adapter_of(program, identity, parents=parents, notes=notes)
         settings = {
@@ -111,6 +111,11 @@ def _delta(module: str, alpha: float, parts: dict[str, Tensor]) -> WeightDelta:
     b = torch.cat((parts["lora_B"] * (alpha / len(parts["lora_A"])), parts["u"] * parts["index"]), dim=1)
     a, b = within_rank(a, b)
     return WeightDelta(module=module, a=a, b=b)
+
+
+def _exceeds(parts: dict[str, Tensor]) -> bool:
+    """Whether both parts together have a larger rank than the matrix."""
+    return len(parts["lora_A"]) + len(parts["vt"]) > min(parts["lora_A"].shape[1], len(parts["lora_B"]))
 
 
 def _tensor_file(directory: Path) -> Path | None:

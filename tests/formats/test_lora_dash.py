@@ -135,3 +135,15 @@ def test_a_pickle_with_code_is_refused_and_not_run(tiny_llama: Path, tmp_path: P
     with pytest.raises(AdapterError, match="refused.*run code"):
         reft.load(tmp_path, base=tiny_llama)
     assert not proof.exists()
+
+
+def test_more_directions_than_the_matrix_has(runtime: Any, tiny_llama: Path, tmp_path: Path) -> None:
+    parts = learned(tiny_llama)
+    for own in parts.values():
+        draw = torch.Generator().manual_seed(1)
+        own["A"] = torch.randn(126, own["vt"].shape[1], generator=draw) * 0.02
+        own["B"] = torch.randn(len(own["u"]), 126, generator=draw) * 0.02
+    write_config(tmp_path, lora_alpha=ALPHA * 42)
+    save_file(fork_of_peft(parts), tmp_path / "adapter_model.safetensors")
+    adapter = reft.load(tmp_path, base=tiny_llama)
+    np.testing.assert_allclose(runtime.logits(TOKENS, adapter), expected_logits(tiny_llama, parts), atol=1e-4)
