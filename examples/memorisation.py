@@ -3,7 +3,8 @@
 The memorisation experiment of pyreft's examples in small: a rank-1 LobiReFT, a bias and nothing else, is trained until
 the frozen model answers a prompt with a text that the base never read. What comes back greedily, up to the first wrong
 token, is counted for every layer and several lengths, and for the base alone. By default the base is a small Llama that
-knows names, each with a line of words behind it, and the texts are new lines of these words.
+knows names, each with a line of words behind it, and the texts are new lines of these words. Only whole lines are
+new: four words are so few that some name's line begins with any of them.
 
     python -m examples.memorisation
     python -m examples.memorisation --base MODEL --prompt "GO->" --layers 4,12,20 --length 32,64 --text poem.txt
