@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -58,7 +57,6 @@ def test_an_unknown_precision_is_refused(tiny_llama: Path, task: Path) -> None:
         reft.train(tiny_llama, "lora", task, quantization="3bit", progress=False)
 
 
-@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])
 def test_an_adapter_learned_on_a_quantised_base_belongs_to_the_files(
     quantization: str, tiny_llama: Path, task: Path, held_out: Path
