@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError
 
 from reft_plugins import plugins
+from reft_plugins.classification.heads import split_head, with_head
 from reft_plugins.errors import AdapterError, ReftError
-from reft_plugins.heads import split_head, with_head
 from reft_plugins.manifest import (
     MANIFEST_FILE,
     TENSORS_FILE,

@@ -16,8 +16,8 @@ from rich.table import Table
 
 import reft_plugins as reft
 from examples.three_ways.reviews import reviews
-from reft_plugins.features import extract
-from reft_plugins.logistic import LogisticClassifier
+from reft_plugins.classification.features import extract
+from reft_plugins.classification.logistic import LogisticClassifier
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from reft_plugins.adapter import Adapter
 from reft_plugins.base_model import attention_implementation, identify, locate
-from reft_plugins.classifiers import open_classifier, output_module, stored_labels
+from reft_plugins.classification.models import open_classifier, output_module, stored_labels
 from reft_plugins.errors import AdapterError
 from reft_plugins.program import Program, WeightDelta
 from reft_plugins.runtimes import Classification, Prompt, admit, one_per_prompt

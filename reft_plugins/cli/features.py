@@ -56,8 +56,8 @@ def command(
         raise click.UsageError(f"--out {out}: features are written as .safetensors or .npz")
     if (evaluation or classifier_out) and not classifier:
         raise click.UsageError("--eval and --classifier-out go with --classifier")
-    from reft_plugins.features import extract
-    from reft_plugins.logistic import LogisticClassifier, split
+    from reft_plugins.classification.features import extract
+    from reft_plugins.classification.logistic import LogisticClassifier, split
 
     loaded = None if saved is None else LogisticClassifier.load(saved)
     features = extract(base, data, progress=not as_json, **settings)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from reft_plugins.classification.heads import replacements
 from reft_plugins.errors import AdapterError
-from reft_plugins.heads import replacements
 from reft_plugins.program import Program, WeightDelta
 from reft_plugins.training.own_weights import OwnWeights
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from reft_plugins.classifiers import head_parameters
+from reft_plugins.classification.models import head_parameters
 from reft_plugins.errors import AdapterError, TrainingError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from reft_plugins.classifiers import head_parameters
+from reft_plugins.classification.models import head_parameters
 from reft_plugins.errors import AdapterError
 from reft_plugins.methods import MethodConfig
 from reft_plugins.methods._peft import ADAPTER, WRAPPER, require_peft, wrap

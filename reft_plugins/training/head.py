@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from reft_plugins.classifiers import head_parameters
+from reft_plugins.classification.heads import HEAD
+from reft_plugins.classification.models import head_parameters
 from reft_plugins.errors import TrainingError
-from reft_plugins.heads import HEAD
 from reft_plugins.methods import ClosedForm, Method, Staged, Trainable
 from reft_plugins.training.own_weights import OwnWeights
 

@@ -109,7 +109,7 @@ class SequenceClassification:
 
     def open(self, directory: Path, fill: int, **loading: Any) -> nn.Module:
         """The base model under transformers' classification head."""
-        from reft_plugins.classifiers import open_classifier
+        from reft_plugins.classification.models import open_classifier
 
         return open_classifier(directory, self.labels, fill, **loading)
 
@@ -164,7 +164,7 @@ def prepare(
         return CausalLM(), method.examples(config, data, tokenizer, max_length), held_out
     if task != "sequence_classification":
         raise TrainingError(f"training setting 'task': unknown {task!r}; known are {', '.join(TASKS)}")
-    from reft_plugins.classifiers import stored_labels
+    from reft_plugins.classification.models import stored_labels
     from reft_plugins.methods import Method as Plain
     from reft_plugins.training.labelled import read_labelled
 

@@ -15,10 +15,10 @@ from tiny_encoder import make_tiny_encoder, write_sayings
 from transformers import AutoModel, AutoTokenizer
 
 import reft_plugins as reft
+from reft_plugins.classification.features import extract
+from reft_plugins.classification.logistic import LogisticClassifier, split
 from reft_plugins.cli.features import command
 from reft_plugins.errors import BaseMismatchError, BaseModelError, DataError
-from reft_plugins.features import extract
-from reft_plugins.logistic import LogisticClassifier, split
 
 
 @pytest.fixture(scope="module")

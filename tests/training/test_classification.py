@@ -18,8 +18,8 @@ import reft_plugins as reft
 from reft_plugins import plugins
 from reft_plugins.adapter import Adapter, parse_config
 from reft_plugins.base_model import identify
+from reft_plugins.classification.heads import HEAD
 from reft_plugins.errors import AdapterError, DataError, TrainingError
-from reft_plugins.heads import HEAD
 from reft_plugins.training.batches import LabelCollator, label_loss
 from reft_plugins.training.labelled import read_labelled
 from reft_plugins.training.objectives import SequenceClassification

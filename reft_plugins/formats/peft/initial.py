@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from reft_plugins.errors import AdapterError
 from reft_plugins.formats.peft.base_modules import BaseModules
 from reft_plugins.formats.peft.checkpoint import Checkpoint
+from reft_plugins.formats.peft.lora_tensors import grouped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,8 +97,6 @@ def _olora(checkpoint: Checkpoint, modules: BaseModules) -> Callable[[str, Any],
 
 
 def _from_files(folder: Path) -> Callable[[str, Any], tuple[Tensor, Tensor]]:
-    from reft_plugins.formats.peft.lora import grouped
-
     before = Checkpoint.open(folder)
     own, _ = grouped(before, None)
 

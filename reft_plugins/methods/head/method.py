@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from reft_plugins.classifiers import head_parameters
+from reft_plugins.classification.models import head_parameters
 from reft_plugins.manifest import BaseModelIdentity
 from reft_plugins.methods import Method, MethodConfig, Trainable
 from reft_plugins.methods._own_weights import OwnWeightsTrainable, lower_own_weights

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from reft_plugins import plugins
 from reft_plugins.base_model import attention_implementation, check_base, identify, locate, read_config
-from reft_plugins.classifiers import open_classifier
+from reft_plugins.classification.models import open_classifier
 from reft_plugins.errors import BaseModelError, DataError, UnsupportedProgramError
 from reft_plugins.layers import decoder_layers
 from reft_plugins.loading import load

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from reft_plugins.classification.features import Features
 from reft_plugins.errors import DataError, TrainingError
-from reft_plugins.features import Features
 from reft_plugins.manifest import BaseModelIdentity
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class LogisticClassifier:
 
         from reft_plugins.adapter import Adapter
         from reft_plugins.base_model import check_base, identify, locate
-        from reft_plugins.classifiers import head_parameters, open_classifier
+        from reft_plugins.classification.models import head_parameters, open_classifier
         from reft_plugins.manifest import TaskFact
 
         read = tuple(self.provenance.get(key) for key in ("layer", "pool", "adapter"))
