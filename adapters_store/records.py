@@ -56,7 +56,7 @@ class Details:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        adapter = self.manifest.model_dump(by_alias=True, mode="json")
+        adapter = self.manifest.document()
         return {**self.record.to_dict(), "adapter": adapter, "manifest": self.image_manifest}
 
 

@@ -120,10 +120,19 @@ class Manifest(_Record):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
+    def document(self) -> dict[str, Any]:
+        """What `adapter.json` holds. Facts of later versions are left out where they say nothing, so that manifests
+        written before keep their bytes and digests.
+        """
+        document = self.model_dump(by_alias=True, mode="json", exclude={"task"} if self.task is None else None)
+        for fact in document["program"]["weight_deltas"]:
+            if not fact["replaces"]:
+                del fact["replaces"]
+        return document
+
     def to_json(self) -> str:
         """Canonical text: sorted keys, so equal manifests have equal bytes and digests."""
-        document = self.model_dump(by_alias=True, mode="json", exclude={"task"} if self.task is None else None)
-        return json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n"
+        return json.dumps(self.document(), indent=2, sort_keys=True, allow_nan=False) + "\n"
 
     def positions(self) -> tuple[Positions, ...]:
         """The distinct positions of all edits, in program order."""

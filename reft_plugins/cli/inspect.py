@@ -34,7 +34,7 @@ def command(reference: str, as_json: bool) -> None:
     parameters = sum(math.prod(shape) for shape in shapes.values())
     if as_json:
         found = {
-            "manifest": manifest.model_dump(by_alias=True, mode="json"),
+            "manifest": manifest.document(),
             "parameters": parameters,
             "shapes": shapes,
         }

@@ -216,3 +216,16 @@ def test_an_adapter_without_a_base_runs_nowhere() -> None:
     with pytest.raises(BaseMismatchError, match="does not say"):
         check_base(nameless, BASE)
     check_base(nameless, BASE, allow_mismatch=True)
+
+
+def test_facts_that_say_nothing_are_not_written() -> None:
+    """Manifests from before these facts existed keep their bytes, and with them their digests."""
+    plain = Adapter.create("lora", {"rank": 1}, {"m.lora_A": torch.ones(1, 4), "m.lora_B": torch.ones(4, 1)}, None)
+    assert "task" not in plain.manifest.to_json() and "replaces" not in plain.manifest.to_json()
+    whole = Adapter.create(
+        "lora",
+        {"rank": 1, "modules_to_save": ["n"]},
+        {"m.lora_A": torch.ones(1, 4), "m.lora_B": torch.ones(4, 1), "n.new_weight": torch.ones(4)},
+        None,
+    )
+    assert [fact.get("replaces") for fact in whole.manifest.document()["program"]["weight_deltas"]] == [None, True]
