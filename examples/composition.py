@@ -13,15 +13,19 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import reft_plugins as reft
-from examples.demo.base import Recipe, is_made, make
 from reft_plugins.adapter import Adapter
 from reft_plugins.compose import Overlap, compose, learned_program, overlap
+
+if not __package__:  # run as a file, not by -m: what the examples share is beside them
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from examples.demo.base import Recipe, is_made, make
 
 ANIMALS = {
     "dog": "der Hund",

@@ -15,12 +15,16 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import reft_plugins as reft
+
+if not __package__:  # run as a file, not by -m: what the examples share is beside them
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from examples.demo.base import Recipe, is_made, make
 
 if TYPE_CHECKING:
