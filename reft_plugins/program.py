@@ -200,8 +200,11 @@ class Program:
 
     @property
     def max_rank(self) -> int:
-        """The largest rank of any edit or weight delta, at least 1."""
-        return max([1, *(edit.rank for edit in self.edits), *(delta.rank for delta in self.weight_deltas)])
+        """The largest rank of any edit, or of all weight deltas of one module together; at least 1."""
+        modules: dict[str, int] = {}
+        for delta in self.weight_deltas:
+            modules[delta.module] = modules.get(delta.module, 0) + delta.rank
+        return max([1, *(edit.rank for edit in self.edits), *modules.values()])
 
     def validate(self, base: BaseModelIdentity | None = None) -> None:
         """Check shapes, names and, where the base is known, layers and widths.

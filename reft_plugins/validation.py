@@ -124,7 +124,12 @@ def _check_prefix(node: KeyValuePrefix, base: BaseModelIdentity | None) -> None:
 
 
 def _check_prefix_lengths(prefixes: Sequence[KeyValuePrefix]) -> None:
-    """Real tokens begin behind the prefix, so it is equally long in every layer that has one."""
+    """Real tokens begin behind the prefix, so each layer has one at most, all of one length; any number have a gate."""
+    layers = [node.layer for node in prefixes if node.gate is None]
+    if repeated := {layer for layer in layers if layers.count(layer) > 1}:
+        raise AdapterError(
+            f"layer {min(repeated)} has several prefixes without a gate; put their keys and values into one"
+        )
     lengths = {len(node.keys) for node in prefixes if node.gate is None}
     if len(lengths) > 1:
         raise AdapterError(f"prefixes of {', '.join(map(str, sorted(lengths)))} pairs: one length is needed")

@@ -68,8 +68,7 @@ def make_plan(
             layer, component = _site(node)
             sites.setdefault((layer, component), []).append(node)
     for (layer, component), edits in sorted(sites.items(), key=lambda site: _ORDER.index(site[0][1])):
-        edits.sort(key=lambda edit: edit.site.component == "block_input")
-        _plan_site(layer, component, edits, plan, architecture)
+        _plan_site(layer, component, _in_order(edits), plan, architecture)
     return plan
 
 
@@ -97,7 +96,7 @@ def _merge_delta(delta: WeightDelta, plan: Plan, linear: set[str]) -> None:
             f"{delta}: the base model has no linear module {delta.module!r} that a GGUF file stores; there are, for "
             f"example, {', '.join(sorted(linear)[:3])}"
         )
-    if delta.module.endswith("lm_head") and delta.bias is not None:
+    if delta.module.endswith("lm_head") and (delta.bias is not None or delta.new_bias is not None):
         raise UnsupportedProgramError(f"{delta}: llama.cpp has no bias at the output layer. Serve it with vLLM")
     earlier = plan.updates.get(delta.module, [])
     if earlier and not (delta.plain and all(isinstance(u, MergedDelta) and u.delta.plain for u in earlier)):
@@ -129,6 +128,13 @@ def _site(edit: Edit) -> tuple[int, str]:
             "Serve the adapter with vLLM (reft serve)"
         )
     return layer, component
+
+
+def _in_order(edits: Sequence[Edit]) -> list[Edit]:
+    """Edits of a layer's output, then those of the next one's input, the first of which reads what the others left."""
+    outputs = [edit for edit in edits if edit.site.component != "block_input"]
+    inputs = [edit for edit in edits if edit.site.component == "block_input"]
+    return [*outputs, *(replace(edit, simultaneous=edit.simultaneous and n > 0) for n, edit in enumerate(inputs))]
 
 
 def _plan_site(layer: int, component: str, edits: Sequence[Edit], plan: Plan, architecture: Architecture) -> None:

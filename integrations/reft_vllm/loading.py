@@ -40,9 +40,11 @@ def check_program(program: Program, max_rank: int) -> None:
                 f"{node}: the vLLM plugin serves plain low-rank deltas on all tokens; "
                 "magnitudes, scales, biases and position limits are not served yet"
             )
-        if node.rank > max_rank:
+        rank = sum(delta.rank for delta in program.weight_deltas if delta.module == node.module)
+        if rank > max_rank:
             raise UnsupportedProgramError(
-                f"{node}: exceeds max_lora_rank={max_rank}; start the engine with --max-lora-rank {node.rank} or more"
+                f"{node}: the module's rank {rank} exceeds max_lora_rank={max_rank}; "
+                f"start the engine with --max-lora-rank {rank} or more"
             )
     check_servable(program.edits, max_rank)
 
@@ -71,17 +73,24 @@ def to_lora_model(program: Program, lora_id: int, manager: Any, dtype: torch.dty
         size = (int(delta.b.shape[0]), int(delta.a.shape[1]))  # type: ignore[union-attr]
         if expected is not None and size != expected:
             raise UnsupportedProgramError(f"{delta}: made for {size}, the served module is {expected}")
-        loras[name] = LoRALayerWeights(
-            name,
-            delta.rank,
-            delta.rank,
-            delta.a.to(dtype),
-            delta.b.to(dtype).clone(),
-            scaling=delta.scaling,  # type: ignore[union-attr]
-        )
+        loras[name] = _sum(loras.get(name), _weights(name, delta, dtype))
     model = EditedLoRAModel(lora_id, program.max_rank, loras)
     model.edits = program.edits
     return model
+
+
+def _weights(name: str, delta: WeightDelta, dtype: torch.dtype) -> LoRALayerWeights:
+    a, b = delta.a.to(dtype), delta.b.to(dtype).clone()  # type: ignore[union-attr]
+    return LoRALayerWeights(name, delta.rank, delta.rank, a, b, scaling=delta.scaling).optimize()
+
+
+def _sum(one: LoRALayerWeights | None, other: LoRALayerWeights) -> LoRALayerWeights:
+    """Two changes of one module, whose scalings are in `lora_b` already."""
+    if one is None:
+        return other
+    rank = one.rank + other.rank
+    a, b = torch.cat([one.lora_a, other.lora_a]), torch.cat([one.lora_b, other.lora_b], dim=1)
+    return LoRALayerWeights(one.module_name, rank, rank, a, b, scaling=1.0)
 
 
 def served_modules(manager: Any) -> dict[str, tuple[int, int] | None]:

@@ -171,7 +171,7 @@ def _write_out(items: Sequence[Weighted], base: BaseModel | None) -> WeightDelta
     bias = _total([factor * _bias_change(delta, own_bias) for factor, delta in items])
     new = WeightDelta(name, new_weight=oriented(base, name, weight), positions=items[0][1].positions)
     if own_bias is None:
-        return replace(new, bias=bias) if any(delta.bias is not None for _, delta in items) else new
+        return replace(new, bias=bias) if bias is not None and bias.ndim else new
     return replace(new, new_bias=own_bias if bias is None else own_bias + bias)
 
 
@@ -191,8 +191,8 @@ def _effective(delta: WeightDelta, weight: Tensor) -> Tensor:
 def _bias_change(delta: WeightDelta, own: Tensor | None) -> Tensor:
     import torch
 
-    added = torch.zeros(()) if delta.bias is None else delta.bias.float()
-    if own is None:
-        return added
-    start = own if delta.new_bias is None else delta.new_bias.float()
-    return (start if delta.output_scale is None else start * delta.output_scale.float()) - own + added
+    before = torch.zeros(()) if own is None else own
+    start = before if delta.new_bias is None else delta.new_bias.float()
+    if delta.output_scale is not None and start.ndim:
+        start = start * delta.output_scale.float()
+    return start - before + (0.0 if delta.bias is None else delta.bias.float())

@@ -154,6 +154,17 @@ def test_a_normalisation_is_mixed_elementwise(gpt2: Path) -> None:
     torch.testing.assert_close(found.new_bias, 0.75 * own_bias + 0.25 * bias)
 
 
+@pytest.mark.parametrize("beside", [{}, {"output_scale": torch.arange(16.0)}, {"bias": torch.ones(16)}])
+def test_a_new_bias_counts_where_the_base_has_none(tiny_llama: Path, beside: dict[str, Tensor]) -> None:
+    module, new = "model.layers.1.self_attn.v_proj", torch.arange(64.0)
+    beside = {name: tensor.repeat(4) for name, tensor in beside.items()}
+    delta = WeightDelta(module, new_bias=new, **beside)
+    (half,) = compose.scale(adapter_of(Program((delta,)), identify(tiny_llama)), 0.5, base=tiny_llama).lower()
+    start = new * beside.get("output_scale", 1) + beside.get("bias", 0)
+    assert isinstance(half, WeightDelta) and half.bias is not None
+    torch.testing.assert_close(half.bias, start / 2)
+
+
 def test_too_many_rows_become_one_full_rank(gpt2: Path) -> None:
     module = "transformer.h.0.mlp.c_fc"
     deltas = [random_delta(module, "low", seed) for seed in range(8)]

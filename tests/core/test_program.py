@@ -63,3 +63,20 @@ def test_what_does_not_fit_is_named(node: Edit | WeightDelta, message: str) -> N
     with pytest.raises(AdapterError, match=message) as caught:
         Program((node,)).validate(BASE)
     assert (str(node.site) if isinstance(node, Edit) else node.module) in str(caught.value)
+
+
+def prefix(layer: int, **fields: torch.Tensor) -> KeyValuePrefix:
+    return KeyValuePrefix(layer, torch.zeros(3, 1, 4), torch.zeros(3, 1, 4), **fields)
+
+
+def test_a_layer_has_one_prefix_without_a_gate_and_any_number_with_one() -> None:
+    gate = torch.ones(1)
+    Program((prefix(0), prefix(1), prefix(1, gate=gate), prefix(1, gate=gate))).validate(BASE)
+    with pytest.raises(AdapterError, match="layer 1 has several prefixes without a gate"):
+        Program((prefix(0), prefix(1), prefix(1))).validate(BASE)
+
+
+def test_the_rank_counts_all_deltas_of_a_module() -> None:
+    one, other = (WeightDelta(f"model.{name}", a=torch.zeros(2, 8), b=torch.zeros(4, 2)) for name in "qk")
+    assert Program((one, other, edit(rank=3))).max_rank == 3
+    assert Program((one, one, other, edit(rank=3))).max_rank == 4

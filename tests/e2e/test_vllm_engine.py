@@ -21,6 +21,8 @@ import reft_plugins as reft
 from reft_plugins.adapter import Adapter
 from reft_plugins.base_model import identify
 from reft_plugins.errors import AdapterError, BaseMismatchError, UnsupportedProgramError
+from reft_plugins.methods.program import adapter_of
+from reft_plugins.program import Program, WeightDelta
 
 TOLERANCE = 1e-3
 SLOTS, BUDGET, BLOCK = 3, 48, 32
@@ -55,7 +57,21 @@ def adapters(tiny_llama, steering_plugin):
             "steering_demo", {"layers": (1,), "positions": "prompt"}, {"1.vector": vector}, identify(tiny_llama)
         ),
         "generated": strong_loreft(tiny_llama, "generated", seed=7),
+        "two deltas of one module": two_deltas(tiny_llama),
     }
+
+
+def two_deltas(base: Path) -> Adapter:
+    """Each alone moves most log-probabilities by more than the tolerance."""
+    draw = torch.Generator().manual_seed(11)
+
+    def delta(layer: int, scaling: float) -> WeightDelta:
+        a, b = (torch.randn(*shape, generator=draw) * 0.3 for shape in ((4, 128), (128, 4)))
+        return WeightDelta(f"model.layers.{layer}.self_attn.q_proj", a=a, b=b, scaling=scaling)
+
+    return adapter_of(
+        Program(tuple(delta(layer, scaling) for layer in range(4) for scaling in (2.0, 3.0))), identify(base)
+    )
 
 
 @pytest.fixture(scope="module")

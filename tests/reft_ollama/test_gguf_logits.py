@@ -23,6 +23,7 @@ from reft_ollama.tokenizer import convert_tokenizer
 from reft_ollama.weights import Checkpoint, ExportedWeights
 from reft_plugins import plugins
 from reft_plugins.adapter import Adapter
+from reft_plugins.errors import UnsupportedProgramError
 from reft_plugins.positions import Positions
 from reft_plugins.program import Edit, Node, Program, Site, WeightDelta
 
@@ -169,6 +170,23 @@ def test_programs_that_merge_exactly(name: str, tiny_llama: Path, tmp_path: Path
     found = check(tiny_llama, as_adapter(tiny_llama, *PROGRAMS[name]), tmp_path / "model.gguf")
     assert found.max_logit_difference < EXACT
     assert found.base_mean_kl is not None and found.base_mean_kl > 0.05, "the program is too weak to show anything"
+
+
+def test_the_first_edit_of_a_layer_input_reads_what_the_layer_before_left(tiny_llama: Path) -> None:
+    """Also where it is marked simultaneous: that says something about edits of the same site only."""
+    shift, scale, hidden = random(1, 128), random(2, 128), random(3, 5, 128)
+    config = AutoConfig.from_pretrained(tiny_llama)
+    nodes = (Edit(Site(1), ALL, shift=shift), Edit(Site(2, "block_input"), ALL, scale=scale, simultaneous=True))
+    plan = make_plan(Program(nodes), architecture_of(config), config)
+    torch.testing.assert_close(plan.residual[1].change(hidden).float(), (hidden + shift) * scale - hidden)
+
+
+def test_a_bias_at_the_output_layer_is_refused(tiny_llama: Path) -> None:
+    config = AutoConfig.from_pretrained(tiny_llama)
+    for field in ("bias", "new_bias"):
+        program = Program((WeightDelta("lm_head", **{field: random(1, 512)}),))
+        with pytest.raises(UnsupportedProgramError, match="no bias at the output layer"):
+            make_plan(program, architecture_of(config), config)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
