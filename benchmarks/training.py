@@ -43,12 +43,14 @@ def main() -> None:
             "batch_size": arguments.batch_size,
             "warm_up": arguments.warm_up,
             "rank": arguments.rank,
+            "group_by_length": not arguments.anyhow,
             "prefix": 7,
             "suffix": 7,
         }
         results = {
             method: [_round(method, peers, job, pyreft_python, number) for number in range(arguments.rounds)]
             for method, peers in COMPARISONS.items()
+            if method in arguments.methods
         }
     report = {"machine": _machine(), "settings": vars(arguments) | {"base": str(base)}, "rounds": results}
     _print(results)
@@ -67,6 +69,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--warm-up", type=int, default=4, help="steps before the clock starts")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rank", type=int, default=4)
+    parser.add_argument("--methods", nargs="+", choices=COMPARISONS, default=list(COMPARISONS))
+    parser.add_argument("--anyhow", action="store_true", help="ours too draws batches of any lengths")
     parser.add_argument("--json", type=Path, help="write every figure there")
     return parser.parse_args()
 

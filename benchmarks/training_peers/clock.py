@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainerCallback
 
@@ -24,13 +26,24 @@ def resident_mib() -> float:
 
 
 class Clock(TrainerCallback):
-    """Counts seconds from the end of step `warm_up`; `tokens_per_step` is the mean of real tokens in a batch."""
+    """Counts seconds, and tokens that are not padding, from the end of step `warm_up`."""
 
-    def __init__(self, warm_up: int, tokens_per_step: float) -> None:
-        self.warm_up, self.tokens_per_step = warm_up, tokens_per_step
+    def __init__(self, warm_up: int) -> None:
+        self.warm_up = warm_up
+        self.tokens: list[int] = []
         self.started = self.ended = self.worked = 0.0
         self.steps = 0
         self.before_training = 0.0
+
+    def counting(self, collator: Callable[..., Any]) -> Callable[..., Any]:
+        """The same collator, its tokens counted batch by batch."""
+
+        def collate(examples: Any) -> Any:
+            batch = collator(examples)
+            self.tokens.append(int(batch["attention_mask"].sum()))
+            return batch
+
+        return collate
 
     def on_train_begin(self, *args: object, **kwargs: object) -> None:
         self.before_training = resident_mib()
@@ -43,7 +56,7 @@ class Clock(TrainerCallback):
 
     def report(self) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        tokens = self.steps * self.tokens_per_step
+        tokens = sum(self.tokens[self.warm_up : self.warm_up + self.steps])
         figures = {
             "tokens_per_second": tokens / (self.ended - self.started),
             "tokens_per_cpu_second": tokens / (self.worked + time.process_time()),

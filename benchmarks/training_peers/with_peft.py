@@ -32,8 +32,7 @@ def main(job: dict) -> None:
         examples.append(
             {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [-100] * len(prompt) + completion}
         )
-    tokens = sum(len(example["input_ids"]) for example in examples) / len(examples) * job["batch_size"]
-    clock = Clock(job["warm_up"], tokens)
+    clock = Clock(job["warm_up"])
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -49,7 +48,7 @@ def main(job: dict) -> None:
             model=model,
             args=arguments,
             train_dataset=examples,
-            data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),
+            data_collator=clock.counting(DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)),
             callbacks=[clock],
         ).train()
     clock.report()

@@ -49,8 +49,8 @@ def main(job: dict) -> None:
         share_weights=True,
         nonstop=False,
     )
-    tokens = sum(len(ids) for ids in module["train_dataset"]["input_ids"]) / len(rows) * job["batch_size"]
-    clock = Clock(job["warm_up"], tokens)
+    clock = Clock(job["warm_up"])
+    module["data_collator"] = clock.counting(module["data_collator"])
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,

@@ -5,27 +5,19 @@ from __future__ import annotations
 import json
 import sys
 
-from clock import Clock, rows_of
-from transformers import AutoTokenizer
+from clock import Clock
 
 import reft_plugins as reft
 from reft_plugins.training import trainer as training
 
 
 def main(job: dict) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(job["base"])
-    rows = rows_of(job["data"])
-    count = sum(
-        len(tokenizer(row["prompt"]).input_ids)
-        + len(tokenizer(row["completion"], add_special_tokens=False).input_ids)
-        + 1
-        for row in rows
-    )
-    clock = Clock(job["warm_up"], count / len(rows) * job["batch_size"])
+    clock = Clock(job["warm_up"])
     plain = training.AdapterTrainer.__init__
 
     def with_clock(self, *args, **kwargs):
         plain(self, *args, **kwargs)
+        self.data_collator = clock.counting(self.data_collator)
         self.add_callback(clock)
 
     training.AdapterTrainer.__init__ = with_clock
@@ -37,6 +29,7 @@ def main(job: dict) -> None:
         data=job["data"],
         epochs=1,
         batch_size=job["batch_size"],
+        group_by_length=job["group_by_length"],
         log_every=10_000,
         progress=False,
         **settings,
