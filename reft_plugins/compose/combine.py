@@ -14,7 +14,7 @@ from reft_plugins.adapter import Adapter, parse_config
 from reft_plugins.base_model import BaseModel, check_base
 from reft_plugins.compose.edits import add_edits, chain_edits, scale_edit
 from reft_plugins.compose.prompts import join_prompts, scale_prompt
-from reft_plugins.compose.weight_deltas import add_weight_deltas
+from reft_plugins.compose.weight_deltas import add_weight_deltas, refuse_chained
 from reft_plugins.errors import AdapterError, BaseMismatchError
 from reft_plugins.loading import load
 from reft_plugins.manifest import BaseModelIdentity, Parent, TaskFact
@@ -105,6 +105,8 @@ def combine_programs(
         [scale_prompt(node, weight) for node in program if isinstance(node, VirtualTokens | KeyValuePrefix)]
         for weight, program in parts
     ]
+    for _, program in parts:
+        refuse_chained(program.weight_deltas)
     deltas = [(weight, delta) for weight, program in parts for delta in program.weight_deltas]
     together = chain_edits(edits) if sequential or len(parts) == 1 else add_edits(edits)
     return [*join_prompts([front for front in fronts if front]), *add_weight_deltas(deltas, base), *together]

@@ -33,6 +33,21 @@ def add_weight_deltas(deltas: Sequence[Weighted], base: BaseModel | None) -> lis
     return [node for name in sorted(modules) for node in _add(modules[name], base)]
 
 
+def refuse_chained(deltas: Sequence[WeightDelta]) -> None:
+    """Refuse a program whose deltas of one module act on one another, so that their changes do not add up.
+
+    Raises:
+        AdapterError: naming the module.
+    """
+    modules = [delta.module for delta in deltas]
+    for delta in deltas:
+        if modules.count(delta.module) > 1 and not _additive(delta):
+            raise AdapterError(
+                f"module {delta.module}: one adapter changes it several times, with scales, norms or new weights that "
+                "act on what the others did; such changes do not add up"
+            )
+
+
 def _add(items: Sequence[Weighted], base: BaseModel | None) -> list[WeightDelta]:
     if len(items) == 1 and items[0][0] == 1:
         return [items[0][1]]

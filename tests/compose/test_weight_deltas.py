@@ -165,6 +165,15 @@ def test_a_new_bias_counts_where_the_base_has_none(tiny_llama: Path, beside: dic
     torch.testing.assert_close(half.bias, start / 2)
 
 
+def test_deltas_that_act_on_one_another_are_refused(gpt2: Path) -> None:
+    module = "transformer.h.0.mlp.c_fc"
+    scale, low = random_delta(module, "out", 1), random_delta(module, "low", 2)
+    for pair in ((scale, scale), (low, scale), (random_delta(module, "weight", 3), low)):
+        with pytest.raises(AdapterError, match=f"{module}: one adapter changes it several times"):
+            compose.scale(adapter(gpt2, *pair), 1.0, base=gpt2)
+    compose.compose([adapter(gpt2, low, low), adapter(gpt2, scale)], base=gpt2)
+
+
 def test_too_many_rows_become_one_full_rank(gpt2: Path) -> None:
     module = "transformer.h.0.mlp.c_fc"
     deltas = [random_delta(module, "low", seed) for seed in range(8)]
