@@ -86,6 +86,8 @@ class Edit:
 class WeightDelta:
     """`W <- magnitude * (W + scaling * b @ a) / |row|`, then `y = output_scale * (W (input_scale * x)) + bias`.
 
+    Several deltas of one module run in program order, each on what the one before made of it.
+
     Attributes:
         module: qualified name of a module with a weight in the base model, transformers naming. An embedding is a
             linear map of one-hot tokens, `in` being the vocabulary; a normalisation takes `new_weight`, `new_bias` and

@@ -76,7 +76,7 @@ def _everywhere(node: Node, plan: Plan, approximate: bool) -> Edit | WeightDelta
     if not isinstance(node, Edit | WeightDelta):
         raise UnsupportedProgramError(
             f"{node}: weights cannot hold it, and the Ollama export does not write it in another way. "
-            "Serve the adapter with vLLM (reft serve) or use the transformers runtime"
+            "Use the transformers runtime"
         )
     if node.positions.everywhere:
         return node
@@ -97,12 +97,14 @@ def _merge_delta(delta: WeightDelta, plan: Plan, linear: set[str]) -> None:
             f"example, {', '.join(sorted(linear)[:3])}"
         )
     if delta.module.endswith("lm_head") and (delta.bias is not None or delta.new_bias is not None):
-        raise UnsupportedProgramError(f"{delta}: llama.cpp has no bias at the output layer. Serve it with vLLM")
+        raise UnsupportedProgramError(
+            f"{delta}: llama.cpp has no bias at the output layer. Use the transformers runtime"
+        )
     earlier = plan.updates.get(delta.module, [])
     if earlier and not (delta.plain and all(isinstance(u, MergedDelta) and u.delta.plain for u in earlier)):
         raise UnsupportedProgramError(
             f"{delta}: several changes of one module merge only where all are plain low-rank deltas. "
-            "Export the adapters one by one, or serve them with vLLM (reft serve)"
+            "Export the adapters one by one, or use the transformers runtime"
         )
     plan.add(delta.module, MergedDelta(delta))
 
@@ -115,12 +117,12 @@ def _site(edit: Edit) -> tuple[int, str]:
     if component not in ("block_output", *LINEAR_OUTPUTS):
         raise UnsupportedProgramError(
             f"{edit}: an edit of {edit.site} has no place in a GGUF file; block_output and {', '.join(LINEAR_OUTPUTS)} "
-            "have one. Serve the adapter with vLLM (reft serve) or use the transformers runtime"
+            "have one. Use the transformers runtime"
         )
     if edit.reads not in (None, edit.site.component):
         raise UnsupportedProgramError(
             f"{edit}: reads {edit.reads} and writes {edit.site.component}, which merges into no weights. "
-            "Serve the adapter with vLLM (reft serve)"
+            "Use the transformers runtime"
         )
     if not is_affine(edit):
         raise UnsupportedProgramError(

@@ -70,7 +70,14 @@ class Prefixes:
     def behind(self, output: Tensor) -> Tensor:
         """The attention's output after the projection, with the prefixes that are added there."""
         while self._behind:
-            output = output + self._behind.pop().to(output.dtype)
+            extra = self._behind.pop()
+            if extra.shape != output.shape:
+                raise UnsupportedProgramError(
+                    f"a gated prefix without projection adds {extra.shape[-1]} numbers to an attention output of "
+                    f"{output.shape[-1]}: in this base its heads are not as wide as its hidden states. Make it with "
+                    "projected=True"
+                )
+            output = output + extra.to(output.dtype)
         return output
 
     @property

@@ -139,6 +139,14 @@ def test_a_gate_per_head_and_the_gradients_of_all_of_a_prefix() -> None:
     assert all(tensor.grad is not None and tensor.grad.abs().min() > 0 for tensor in (keys, values, gate))
 
 
+def test_a_gated_prefix_that_does_not_fit_behind_the_projection_is_refused() -> None:
+    model = tiny("llama")
+    keys = torch.randn(5, 2, 24)
+    node = KeyValuePrefix(0, keys, keys, torch.ones(1), projected=False)
+    with pytest.raises(UnsupportedProgramError, match="96 numbers to an attention output of 64.*projected=True"):
+        executed(model, Program((node,)))
+
+
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3", "gemma2", "gpt2", "gpt_neox"])
 def test_mixed_batches_answer_as_each_row_alone(name: str) -> None:
     """Prefixes of several lengths, gated ones, virtual tokens, edits and the bare base; padded left, with a cache."""
