@@ -194,7 +194,7 @@ def test_approximate_widens_positions_and_measures_what_that_costs(tiny_llama: P
 def test_nodes_that_no_weights_can_hold_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
     low = {"down": torch.ones(1, 128), "up": torch.ones(1, 128)}
     refused = {
-        "VirtualTokens(4).*vLLM": VirtualTokens(torch.zeros(4, 128)),
+        "VirtualTokens(4).*transformers runtime": VirtualTokens(torch.zeros(4, 128)),
         "activation 'relu' is not linear.*vLLM": Edit(Site(1), ALL, **low, activation="relu"),
         "layer 2 attention_residual.*no place": Edit(Site(2, "attention_residual"), ALL, **low),
         "layer 0 block_input": Edit(Site(0, "block_input"), ALL, **low),
