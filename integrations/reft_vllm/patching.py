@@ -10,7 +10,8 @@ from typing import Any
 
 from reft_plugins.errors import ReftError
 
-Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
+Original = Callable[..., Any]
+Wrap = Callable[[Original], Original]
 
 
 class PatchError(ReftError):

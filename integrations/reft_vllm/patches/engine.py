@@ -1,0 +1,62 @@
+"""The engine as a whole: compile-cache keys, prefix-cache keys, requests before they enter the scheduler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reft_vllm.admission import admit, is_adapter, serve_base
+from reft_vllm.cache_keys import block_key, replace_key
+from reft_vllm.patching import Original, PatchPoint
+
+
+def _compute_hash(original: Original) -> Original:
+    def compute(self: Any, *args: Any, **kwargs: Any) -> str:
+        digest: str = original(self, *args, **kwargs)
+        if self.lora_config is None:
+            return digest
+        from reft_plugins import __version__
+        from reft_plugins.manifest import sha256
+
+        return sha256(f"reft-plugins {__version__} edits {digest}".encode()).removeprefix("sha256:")[: len(digest)]
+
+    return compute
+
+
+def _block_hash_keys(original: Original) -> Original:
+    def keys(request: Any, start_token_idx: int, end_token_idx: int, start_mm_idx: int) -> Any:
+        found, next_mm = original(request, start_token_idx, end_token_idx, start_mm_idx)
+        lora = request.lora_request
+        if lora is None or not is_adapter(lora.lora_path):
+            return found, next_mm
+        admitted = admit(lora.lora_path)
+        ours = block_key(admitted, request.num_prompt_tokens, start_token_idx, end_token_idx)
+        return replace_key(found, ours), next_mm
+
+    return keys
+
+
+def _preprocess_add_request(original: Original) -> Original:
+    def preprocess(self: Any, request: Any) -> Any:
+        """Refuse a request whose adapter is broken here, where an error fails the request and not the engine."""
+        lora = request.lora_request
+        if lora is not None and is_adapter(lora.lora_path):
+            from reft_vllm.loading import check_program
+
+            serve_base(self.vllm_config.model_config.model)
+            admitted = admit(lora.lora_path)
+            check_program(admitted.program, self.vllm_config.lora_config.max_lora_rank)
+        return original(self, request)
+
+    return preprocess
+
+
+_KEYS = ("request", "start_token_idx", "end_token_idx", "start_mm_idx")
+
+POINTS = (
+    PatchPoint("vllm.config.vllm", "VllmConfig.compute_hash", ("self",), _compute_hash),
+    PatchPoint("vllm.v1.core.kv_cache_utils", "generate_block_hash_extra_keys", _KEYS, _block_hash_keys),
+    PatchPoint("vllm.v1.core.block_pool", "generate_block_hash_extra_keys", _KEYS, _block_hash_keys),
+    PatchPoint(
+        "vllm.v1.engine.core", "EngineCore.preprocess_add_request", ("self", "request"), _preprocess_add_request
+    ),
+)
