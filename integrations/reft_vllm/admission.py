@@ -23,8 +23,8 @@ KEPT_BYTES = int(os.environ.get("REFT_ADAPTER_CACHE_BYTES", "2147483648"))
 class Admitted:
     """An adapter that passed every check.
 
-    `digest` names the version in prefix-cache keys; `positions` are the distinct positions of its edits; `everywhere`
-    tells that more than edits is in it, so that every block of the cache depends on it.
+    `digest` names the version in prefix-cache keys; `positions` are the distinct positions at which it changes
+    something; `everywhere` tells that it changes every token, so that every block of the cache depends on it.
     """
 
     manifest: Manifest
@@ -37,8 +37,10 @@ class Admitted:
     def of(cls, adapter: Adapter) -> Admitted:
         """Lower an adapter and note what the scheduler needs."""
         program = adapter.lower()
-        positions = tuple(dict.fromkeys(edit.positions for edit in program.edits))
-        return cls(adapter.manifest, program, adapter.digest, positions, len(program.edits) != len(program.nodes))
+        limited = (*program.edits, *program.weight_deltas)
+        positions = tuple(dict.fromkeys(node.positions for node in limited))
+        everywhere = len(limited) != len(program.nodes) or any(where.everywhere for where in positions)
+        return cls(adapter.manifest, program, adapter.digest, positions, everywhere)
 
 
 _served: dict[str, str] = {}
@@ -48,6 +50,11 @@ _kept: OrderedDict[str, tuple[tuple[int, int, int] | None, Admitted]] = OrderedD
 def serve_base(base: str) -> None:
     """Declare which model (folder or hub id) this process serves; adapters of other bases are refused."""
     _served["base"] = base
+
+
+def served_base() -> str:
+    """The model that this process serves."""
+    return _served["base"]
 
 
 def is_adapter(path: str) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.utils.torch_utils import direct_register_custom_op
 
-from reft_vllm.op import LIBRARY
+from reft_vllm.execution.op import LIBRARY
 
 WRAPPERS: dict[int, OpaquePunicaCPU] = {}
 """Wrappers of this process by number, which compiled graphs carry as a constant."""

@@ -14,7 +14,8 @@ def install() -> None:
     global _installed  # noqa: PLW0603
     if _installed:
         return
-    from reft_vllm import cpu_lora, op
+    from reft_vllm import cpu_lora
+    from reft_vllm.execution import op
     from reft_vllm.patches import PATCH_POINTS
 
     op.register()

@@ -1,4 +1,4 @@
-"""Turning an adapter into what vLLM's LoRA manager keeps: its own weights for plain deltas, our edits beside them."""
+"""Turning an adapter into what vLLM's LoRA manager keeps: LoRA weights for plain deltas, and our part beside them."""
 
 from __future__ import annotations
 
@@ -10,60 +10,83 @@ from vllm.lora.lora_model import LoRAModel
 from vllm.lora.lora_weights import LoRALayerWeights
 from vllm.lora.utils import parse_fine_tuned_lora_name
 
+from reft_plugins.base_model import BaseModel
 from reft_plugins.errors import UnsupportedProgramError
 from reft_plugins.program import Edit, Program, WeightDelta
-from reft_vllm.sites import check_servable
+from reft_vllm.execution.site import check_stages
+from reft_vllm.execution.state import EngineState, position_groups
+from reft_vllm.lowering import Lowered, by_linears, check_deltas, lower
+from reft_vllm.settings import Settings
 
 SENTINEL = "reft"
 """Module name of an empty entry: vLLM's manager cannot hold a LoRA without any weights."""
 
 
-class EditedLoRAModel(LoRAModel):
-    """A LoRA as vLLM keeps it, with the edits of its program."""
+class ServedModel(LoRAModel):
+    """A LoRA as vLLM keeps it, with the rest of its program.
 
-    edits: Sequence[Edit] = ()
+    Attributes:
+        program: of the adapter, None for LoRAs of others; edits: by name of site.
+    """
+
+    program: Program | None = None
+    edits: dict[str, list[Edit]] = {}
 
 
-def check_program(program: Program, max_rank: int) -> None:
-    """Refuse nodes this plugin does not serve, before anything is loaded.
+def check_program(program: Program, max_rank: int, settings: Settings) -> None:
+    """Refuse what this engine does not serve, before anything is loaded.
+
+    Args:
+        max_rank: largest rank of vLLM's LoRA weights.
 
     Raises:
         UnsupportedProgramError: naming the node and the way out.
     """
-    for node in program:
-        if isinstance(node, Edit):
+    settings.check(program)
+    check_deltas(program)
+    position_groups([node for node in program if isinstance(node, Edit)])
+    check_stages(program.edits, settings.stages)
+    special = by_linears(program)
+    ranks: dict[str, int] = {}
+    for delta in program.weight_deltas:
+        if delta in special:
             continue
-        if not isinstance(node, WeightDelta):
-            raise UnsupportedProgramError(f"{node}: the vLLM plugin does not serve this kind of node yet")
-        if not node.plain:
-            raise UnsupportedProgramError(
-                f"{node}: the vLLM plugin serves plain low-rank deltas on all tokens; "
-                "magnitudes, scales, biases and position limits are not served yet"
-            )
-        rank = sum(delta.rank for delta in program.weight_deltas if delta.module == node.module)
+        rank = ranks[delta.module] = ranks.get(delta.module, 0) + delta.rank
         if rank > max_rank:
             raise UnsupportedProgramError(
-                f"{node}: the module's rank {rank} exceeds max_lora_rank={max_rank}; "
+                f"{delta}: the module's rank {rank} exceeds max_lora_rank={max_rank}; "
                 f"start the engine with --max-lora-rank {rank} or more"
             )
-    check_servable(program.edits, max_rank)
 
 
-def to_lora_model(program: Program, lora_id: int, manager: Any, dtype: torch.dtype) -> EditedLoRAModel:
+def to_served(program: Program, lora_id: int, manager: Any, base: str, dtype: torch.dtype) -> ServedModel:
     """Build the entry of vLLM's manager.
 
     Args:
-        manager: vLLM's `LoRAModelManager` of this worker; dtype: of LoRA weights.
+        manager: vLLM's `LoRAModelManager` of this worker; base: folder or hub id of the served model.
+        dtype: of LoRA weights.
 
     Raises:
-        UnsupportedProgramError: when a weight delta names a module that this engine does not serve LoRA on.
+        UnsupportedProgramError: when a node names a module or a component that this model does not have.
     """
-    mapper = getattr(manager.model, "hf_to_vllm_mapper", None)
-    mapper = mapper.get_rename_mapper() if hasattr(mapper, "get_rename_mapper") else mapper
+    lowered = lower(program, BaseModel.open(base))
+    loras = {SENTINEL: sentinel(), **lora_weights(lowered.lora, manager, dtype)}
+    model = ServedModel(lora_id, program.max_rank, loras)
+    model.program = program
+    model.edits = site_names(lowered, manager)
+    return model
+
+
+def lora_weights(deltas: Sequence[WeightDelta], manager: Any, dtype: torch.dtype) -> dict[str, LoRALayerWeights]:
+    """Plain deltas as weights of vLLM's LoRA, by vLLM's module name; those of one module add up.
+
+    Raises:
+        UnsupportedProgramError: when a delta names a module that this engine does not serve LoRA on.
+    """
     served = served_modules(manager)
-    loras = {SENTINEL: sentinel()}
-    for delta in program.weight_deltas:
-        name, _ = parse_fine_tuned_lora_name(f"base_model.model.{delta.module}.lora_A.weight", mapper)
+    loras: dict[str, LoRALayerWeights] = {}
+    for delta in deltas:
+        name = module_name(delta.module, manager)
         if name not in served:
             raise UnsupportedProgramError(
                 f"{delta}: this engine serves no LoRA on module {name!r}. Either the base model has no such module, or "
@@ -74,9 +97,86 @@ def to_lora_model(program: Program, lora_id: int, manager: Any, dtype: torch.dty
         if expected is not None and size != expected:
             raise UnsupportedProgramError(f"{delta}: made for {size}, the served module is {expected}")
         loras[name] = _sum(loras.get(name), _weights(name, delta, dtype))
-    model = EditedLoRAModel(lora_id, program.max_rank, loras)
-    model.edits = program.edits
-    return model
+    return loras
+
+
+def site_names(lowered: Lowered, manager: Any) -> dict[str, list[Edit]]:
+    """Edits by the names of this worker's sites; those of layers on other pipeline ranks are left out.
+
+    Raises:
+        UnsupportedProgramError: the model has no such component or module.
+    """
+    state: EngineState = manager.reft
+    named: dict[str, list[Edit]] = {}
+    inputs: dict[str, dict[str, list[Edit]]] = {}
+    for key, edits in lowered.edits.items():
+        if edits[0].site.layer >= 0:
+            name, layer = key, edits[0].site.layer
+        else:
+            module, _, side = key.rpartition(".")
+            module = module_name(module, manager)
+            layer = layer_of(module, state)
+            if side == "input":
+                whole = _packed(module, manager)
+                inputs.setdefault(whole, {})[module] = edits
+                continue
+            name = f"{module}.{side}"
+        if name in state.sites:
+            named[name] = edits
+        elif layer in state.layers:
+            raise UnsupportedProgramError(
+                f"{edits[0].site}: this model has no such place in vLLM. Served are, in its layer {layer}: "
+                + ", ".join(sorted({site.component or site.name for site in state.sites.values()} - {""})[:24])
+            )
+    for whole, parts in inputs.items():
+        named.update(_shared_input(whole, parts, manager))
+    return named
+
+
+def _shared_input(whole: str, parts: dict[str, list[Edit]], manager: Any) -> dict[str, list[Edit]]:
+    """Edits of the one input of modules that vLLM merged."""
+    state: EngineState = manager.reft
+    first = next(iter(parts.values()))
+    last = whole.rpartition(".")[2]
+    count = len(manager.packed_modules_mapping.get(last, (last,)))
+    same = all(
+        len(edits) == len(first)
+        and all(
+            one.positions == other.positions and torch.equal(one.scale, other.scale)  # type: ignore[arg-type]
+            for one, other in zip(edits, first, strict=True)
+        )
+        for edits in parts.values()
+    )
+    if len(parts) != count or not same:
+        raise UnsupportedProgramError(
+            f"{first[0].site}: scales the input of one part of {whole}, which vLLM runs as one module with one input"
+        )
+    name = f"{whole}.input"
+    return {name: first} if name in state.sites else {}
+
+
+def _packed(module: str, manager: Any) -> str:
+    """The merged module that a module of a checkpoint is a part of in vLLM, else itself."""
+    parent, _, last = module.rpartition(".")
+    for whole, parts in manager.packed_modules_mapping.items():
+        if last in parts:
+            return f"{parent}.{whole}"
+    return module
+
+
+def layer_of(module: str, state: EngineState) -> int | None:
+    """The global index of the decoder layer that a module is in; None outside the layers."""
+    if not module.startswith(f"{state.layers_prefix}."):
+        return None
+    return int(module.removeprefix(f"{state.layers_prefix}.").partition(".")[0])
+
+
+def module_name(module: str, manager: Any) -> str:
+    """vLLM's name of a module of the checkpoint, with merged modules still apart (`q_proj`, not `qkv_proj`)."""
+    mapper = getattr(manager.model, "hf_to_vllm_mapper", None)
+    mapper = mapper.get_rename_mapper() if hasattr(mapper, "get_rename_mapper") else mapper
+    name: str = parse_fine_tuned_lora_name(f"base_model.model.{module}.lora_A.weight", mapper)[0]
+    return name
 
 
 def _weights(name: str, delta: WeightDelta, dtype: torch.dtype) -> LoRALayerWeights:

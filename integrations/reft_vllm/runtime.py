@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ class VllmRuntime:
         dtype: of the base model.
         max_loras: adapters of one batch; max_lora_rank: largest rank of any edit or delta.
         allow_base_mismatch: run adapters made for another base model.
+        sites: what the engine is prepared to change, see `reft_vllm.settings.SITES`; each costs a call per layer.
         **engine: further arguments of `vllm.LLM`, for example `max_num_batched_tokens` or `lora_target_modules`.
     """
 
@@ -37,6 +38,7 @@ class VllmRuntime:
         max_loras: int = 8,
         max_lora_rank: int = 16,
         allow_base_mismatch: bool = False,
+        sites: str | Collection[str] = "all",
         **engine: Any,
     ) -> None:
         self.identity = identify(base)
@@ -54,6 +56,7 @@ class VllmRuntime:
             "max_lora_rank": max_lora_rank,
             "max_logprobs": -1,
             "worker_extension_cls": "reft_vllm.worker.EditStatistics",
+            "additional_config": {"reft": {"sites": sites if isinstance(sites, str) else sorted(sites)}},
         }
         self.llm = LLM(str(locate(base)), **{**settings, **engine})
         self._directory = tempfile.TemporaryDirectory(prefix="reft-adapters-")
@@ -125,8 +128,10 @@ class VllmRuntime:
             from vllm.lora.request import LoRARequest
 
             from reft_vllm.loading import check_program
+            from reft_vllm.settings import Settings
 
-            check_program(admitted.lower(), self._max_rank)
+            config = self.llm.llm_engine.vllm_config.additional_config
+            check_program(admitted.lower(), self._max_rank, Settings.of(config))
             path = admitted.save(Path(self._directory.name) / digest.replace(":", "-"))
             request = LoRARequest(digest, len(self._requests) + 1, str(path))
             try:

@@ -11,7 +11,7 @@ class EditStatistics:
     model_runner: Any
 
     def reft_statistics(self) -> dict[str, int]:
-        """Counters since the start; see `reft_vllm.sites.EditState`."""
+        """Counters since the start; see `reft_vllm.execution.state.EngineState`."""
         state = self.model_runner.lora_manager._adapter_manager.reft
         names = ("steps", "edited_steps", "edited_tokens", "most_adapters")
-        return {**{name: int(getattr(state, name)) for name in names}, "resident_rows": state.pool.resident}
+        return {**{name: int(getattr(state, name)) for name in names}, "resident_pages": state.pool.resident}

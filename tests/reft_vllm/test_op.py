@@ -9,11 +9,13 @@ import torch
 from reft_plugins.positions import Positions
 from reft_plugins.program import ACTIVATIONS, Edit, Site
 from reft_transformers.nodes import apply_edits
-from reft_vllm import op
-from reft_vllm.sites import EditState
-from reft_vllm.sites import Site as EditSite
+from reft_vllm.execution import op
+from reft_vllm.execution.site import Site as Place
+from reft_vllm.execution.state import EngineState
+from reft_vllm.settings import Settings
 
 HIDDEN, SLOTS, RANK = 24, 3, 6
+HERE = "0.block_output"
 
 
 def random_edit(draw: torch.Generator, positions: str, activation: str = "identity", **extra) -> Edit:
@@ -38,19 +40,20 @@ def programs(draw: torch.Generator) -> list[list[Edit]]:
     ]
 
 
-@pytest.mark.parametrize("movable", [True, False], ids=["edited-tokens", "all-tokens-static"])
+def state_of_one_site(slots: int = SLOTS) -> EngineState:
+    state = EngineState(slots, 64, "cpu", torch.float32, Settings())
+    op.POINTS["here"] = state, state.add_point("here", [Place(HERE, 0, "block_output")])
+    return state
+
+
 @pytest.mark.parametrize("with_residual", [True, False])
-def test_op_equals_reference(movable: bool, with_residual: bool) -> None:
+def test_op_equals_reference(with_residual: bool) -> None:
     draw = torch.Generator().manual_seed(0)
-    state = EditState(HIDDEN, SLOTS, RANK, 64, torch.device("cpu"))
-    state.movable = movable
-    site = EditSite(state, "layer", 0)
-    site.reserve(3)
-    state.sites[0] = op.SITES["layer"] = site
+    state = state_of_one_site()
     edits = programs(draw)
     for slot, program in enumerate(edits):
-        state.load(slot, [random_edit(draw, "all")])  # contents that must not survive
-        state.load(slot, program)
+        state.load(slot, {HERE: [random_edit(draw, "all")]})  # contents that must not survive
+        state.load(slot, {HERE: program})
     slots, lengths, prompts = [2, 0, -1, 1, 0], [5, 7, 3, 6, 2], [5, 6, 3, 4, 1]
     state.begin_step(
         np.array(slots, np.int32), np.array(lengths, np.int32), np.zeros(5, np.int32), np.array(prompts, np.int32)
@@ -67,7 +70,7 @@ def test_op_equals_reference(movable: bool, with_residual: bool) -> None:
             rows = apply_edits(rows, edits[slot], masks, training=False)
         expected.append(rows[0])
     changed = hidden.clone()
-    op.edit(changed, residual, "layer")
+    op.edit(changed, residual, None, "here")
     result = changed if residual is None else changed + residual
     want = torch.cat(expected)
     assert (want - before).abs().max() > 1
@@ -77,41 +80,44 @@ def test_op_equals_reference(movable: bool, with_residual: bool) -> None:
 def test_every_activation_and_slots_are_emptied() -> None:
     draw = torch.Generator().manual_seed(1)
     for activation in ACTIVATIONS:
-        state = EditState(HIDDEN, 1, RANK, 8, torch.device("cpu"))
-        site = EditSite(state, "layer", 0)
-        state.sites[0] = op.SITES["layer"] = site
+        state = state_of_one_site(1)
         edit = random_edit(draw, "all", activation)
-        state.load(0, [edit])
+        state.load(0, {HERE: [edit]})
         ones = np.ones(1, np.int32)
         state.begin_step(ones - 1, ones * 4, ones * 0, ones * 4)
         hidden = torch.randn(4, HIDDEN, generator=draw)
         changed = hidden.clone()
-        op.edit(changed, None, "layer")
+        op.edit(changed, None, None, "here")
         want = apply_edits(hidden[None], [edit], [torch.ones(1, 4, dtype=torch.bool)], training=False)[0]
         torch.testing.assert_close(changed, want, atol=2e-5, rtol=2e-5)
         assert (want - hidden).abs().max() > 0.1
         state.clear(0)
         state.begin_step(ones - 1, ones * 4, ones * 0, ones * 4)
         again = hidden.clone()
-        op.edit(again, None, "layer")
+        op.edit(again, None, None, "here")
         assert torch.equal(again, hidden)
         assert state.pool.resident == 0
 
 
-def test_pool_grows_and_reuses_rows() -> None:
+def test_pool_grows_and_reuses_pages() -> None:
     draw = torch.Generator().manual_seed(2)
-    state = EditState(HIDDEN, 2, RANK, 8, torch.device("cpu"))
-    state.sites = {layer: EditSite(state, str(layer), layer) for layer in range(400)}
-    edits = [
-        Edit(
-            Site(layer), Positions.parse("all"), down=torch.randn(6, HIDDEN, generator=draw), up=torch.randn(6, HIDDEN)
-        )
+    state = EngineState(2, 8, "cpu", torch.float32, Settings())
+    state.add_point("all", [Place(f"{layer}.block_output", layer, "block_output") for layer in range(400)])
+    edits = {
+        f"{layer}.block_output": [
+            Edit(
+                Site(layer),
+                Positions.parse("all"),
+                down=torch.randn(6, HIDDEN, generator=draw),
+                up=torch.randn(6, HIDDEN, generator=draw),
+            )
+        ]
         for layer in range(400)
-    ]
+    }
     for _ in range(3):
         state.load(0, edits)
         state.load(1, edits)
-        assert state.pool.resident == 2 * 400 * 6
+        assert state.pool.resident == 2 * 400 * 6 * 2
     state.clear(0)
     state.clear(1)
     assert state.pool.resident == 0

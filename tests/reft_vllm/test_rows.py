@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reft_plugins.positions import OPEN_END, Positions
-from reft_vllm.rows import MASKS, TokenRows
+from reft_vllm.execution.rows import TokenRows
 
 SPECS = ["f1", "l1", "f2+l2", "f7+l7;cap=half", "all", "prompt", "generated", "[0,5,-1]", "l3;trim=1"]
 
@@ -36,8 +36,9 @@ def test_rows_equal_a_loop_over_tokens(requests, specs) -> None:
                 if any(low <= position and (high == OPEN_END or position < high) for low, high in intervals):
                     mask |= 1 << group
             if mask:
-                expected[token] = slot * MASKS + mask
+                expected[token] = slot, mask
             token += 1
     columns = [np.array(column, dtype=np.int32) for column in zip(*requests, strict=True)]
-    tokens, found = rows.of_step(*columns)
-    assert dict(zip(tokens.tolist(), found.tolist(), strict=True)) == expected
+    tokens, owners, masks = rows.of_step(*columns)
+    found = zip(owners.tolist(), masks.tolist(), strict=True)
+    assert dict(zip(tokens.tolist(), found, strict=True)) == expected

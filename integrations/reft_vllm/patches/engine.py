@@ -41,10 +41,12 @@ def _preprocess_add_request(original: Original) -> Original:
         lora = request.lora_request
         if lora is not None and is_adapter(lora.lora_path):
             from reft_vllm.loading import check_program
+            from reft_vllm.settings import Settings
 
             serve_base(self.vllm_config.model_config.model)
             admitted = admit(lora.lora_path)
-            check_program(admitted.program, self.vllm_config.lora_config.max_lora_rank)
+            settings = Settings.of(self.vllm_config.additional_config)
+            check_program(admitted.program, self.vllm_config.lora_config.max_lora_rank, settings)
         return original(self, request)
 
     return preprocess

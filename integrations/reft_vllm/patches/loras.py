@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from reft_plugins.errors import UnsupportedProgramError
-from reft_vllm.admission import admit, is_adapter, serve_base
+from reft_vllm.admission import admit, is_adapter, serve_base, served_base
 from reft_vllm.patching import Original, PatchPoint
 
 logger = logging.getLogger("vllm.reft")
@@ -16,14 +16,16 @@ def _load_adapter(original: Original) -> Original:
     def load(self: Any, lora_request: Any) -> Any:
         if not is_adapter(lora_request.lora_path):
             return original(self, lora_request)
-        from reft_vllm.loading import check_program, to_lora_model
+        from reft_vllm.loading import check_program, to_served
 
         manager = self._adapter_manager
         admitted = admit(lora_request.lora_path, reload=lora_request.load_inplace)
-        check_program(admitted.program, self.lora_config.max_lora_rank)
+        check_program(admitted.program, self.lora_config.max_lora_rank, manager.reft.settings)
         if admitted.program.edits and manager.reft.refusal:
             raise UnsupportedProgramError(manager.reft.refusal)
-        return to_lora_model(admitted.program, lora_request.lora_int_id, manager, self.lora_config.lora_dtype)
+        return to_served(
+            admitted.program, lora_request.lora_int_id, manager, served_base(), self.lora_config.lora_dtype
+        )
 
     return load
 
@@ -33,21 +35,18 @@ def _create_lora_modules(original: Original) -> Original:
         original(self)
         from vllm.config import get_current_vllm_config
 
-        from reft_vllm.layers import install_sites
-        from reft_vllm.sites import EditState
+        from reft_vllm.execution.state import EngineState
+        from reft_vllm.settings import Settings
+        from reft_vllm.sites import install_sites
 
-        model_config = get_current_vllm_config().model_config
+        vllm_config = get_current_vllm_config()
+        model_config = vllm_config.model_config
         serve_base(model_config.model)
-        config = model_config.hf_text_config
-        self.reft = EditState(
-            model_config.get_hidden_size(),
-            self.lora_slots,
-            self.lora_config.max_lora_rank,
-            self.max_num_batched_tokens,
-            self.device,
-        )
+        settings = Settings.of(vllm_config.additional_config)
+        self.reft = EngineState(self.lora_slots, self.max_num_batched_tokens, self.device, model_config.dtype, settings)
+        layers = model_config.hf_text_config.num_hidden_layers
         try:
-            install_sites(self.model, config.num_hidden_layers, self.reft)
+            install_sites(self.model, layers, self.packed_modules_mapping, self.reft)
         except UnsupportedProgramError as error:
             self.reft.refusal = str(error)
         for punica in self.punica_wrapper_mapping.values():
@@ -76,7 +75,7 @@ def _activate_adapter(original: Original) -> Original:
         if activated:
             slot = self.lora_index_to_id.index(lora_id)
             model = self._registered_adapters[lora_id]
-            self.reft.load(slot, getattr(model, "edits", ()), weighted=set(model.loras) != {SENTINEL})
+            self.reft.load(slot, getattr(model, "edits", {}), weighted=set(model.loras) != {SENTINEL})
         return activated
 
     return activate

@@ -1,0 +1,79 @@
+"""Which adapter slot each token of a step belongs to, and which position groups of that adapter it is in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from reft_plugins.positions import Positions
+
+MAX_GROUPS = 62
+"""Distinct positions specifications one adapter may have: bits of an int64."""
+
+Int32s = npt.NDArray[np.int32]
+Int64s = npt.NDArray[np.int64]
+
+
+class TokenRows:
+    """Position groups of the adapters in all slots."""
+
+    def __init__(self, slots: int) -> None:
+        self._bits: dict[Positions, Int64s] = {}
+        self._slots = slots
+        self.in_front = np.zeros(slots, dtype=np.int32)
+        """Placeholder tokens that stand before the original prompt under the adapter of each slot."""
+
+    def assign(self, slot: int, groups: Sequence[Positions], in_front: int = 0) -> None:
+        """Declare the position groups of the adapter now in `slot`, replacing the former ones."""
+        self.in_front[slot] = in_front
+        for bits in self._bits.values():
+            bits[slot] = 0
+        for group, positions in enumerate(groups):
+            bits = self._bits.setdefault(positions, np.zeros(self._slots, dtype=np.int64))
+            bits[slot] = 1 << group
+        self._bits = {positions: bits for positions, bits in self._bits.items() if bits.any()}
+
+    def of_step(
+        self, slot: Int32s, scheduled: Int32s, computed: Int32s, prompt_len: Int32s
+    ) -> tuple[Int64s, Int64s, Int64s]:
+        """The edited tokens of one engine step.
+
+        Args (int `[requests]`):
+            slot: adapter slot of each request, -1 for the bare base.
+            scheduled: tokens of each request in this step; computed: tokens before them; prompt_len: length of the
+                prompt. All count placeholder tokens.
+
+        Returns:
+            indices of the edited tokens in the flattened batch, ascending; the slot of each; the set of its position
+            groups as bits.
+        """
+        ends = np.cumsum(scheduled)
+        in_front = np.where(slot >= 0, self.in_front[slot], 0)
+        computed, prompt_len = computed - in_front, prompt_len - in_front
+        found: list[Int64s] = []
+        owners: list[Int64s] = []
+        masks: list[Int64s] = []
+        for positions, slot_bits in self._bits.items():
+            bits = np.where(slot >= 0, slot_bits[slot], 0)
+            if positions.prompt_only:
+                bits = np.where(computed < prompt_len, bits, 0)
+            requests = np.flatnonzero(bits)
+            if not requests.size:
+                continue
+            counts = scheduled[requests]
+            request = np.repeat(requests, counts)
+            offset = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            request, offset = request.astype(np.int64), offset.astype(np.int64)
+            edited = positions.mask(computed[request] + offset, prompt_len[request])
+            request, offset = request[edited], offset[edited]
+            found.append((ends - scheduled)[request] + offset)
+            owners.append(slot[request].astype(np.int64))
+            masks.append(bits[request])
+        if not found:
+            return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64)
+        tokens, first, inverse = np.unique(np.concatenate(found), return_index=True, return_inverse=True)
+        combined = np.zeros(len(tokens), dtype=np.int64)
+        np.bitwise_or.at(combined, inverse, np.concatenate(masks))
+        return tokens, np.concatenate(owners)[first], combined

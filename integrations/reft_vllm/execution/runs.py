@@ -1,0 +1,112 @@
+"""Which entries a row runs in each pass. A row is a slot together with a set of its position groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+DIAGONAL = 127
+"""Activation code of an entry that multiplies the state element by element instead of projecting it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """Low-rank rows: each adds `act(x . down + bias) * up`, a `DIAGONAL` one `state * up`.
+
+    Attributes:
+        down, up: int32 `[n]`, pages of the widths that the pass reads and writes; bias: float32 `[n]`.
+        code: int8 `[n]`, index of the activation or `DIAGONAL`.
+    """
+
+    down: npt.NDArray[np.int32]
+    up: npt.NDArray[np.int32]
+    bias: npt.NDArray[np.float32]
+    code: npt.NDArray[np.int8]
+
+    def __len__(self) -> int:
+        return len(self.bias)
+
+
+class Runs:
+    """A heap of entries, and per pass and row a run in it.
+
+    Attributes:
+        down, up: int32 `[entries]`; bias: float32 `[entries]`; code: int8 `[entries]`. Entry 0 adds nothing.
+        table: int32 `[passes, rows, 2]`: start and length of the run.
+    """
+
+    def __init__(self, passes: int, rows: int, entries: int, device: torch.device, growable: bool) -> None:
+        self.growable = growable
+        self.down, self.up = (torch.zeros(entries, dtype=torch.int32, device=device) for _ in range(2))
+        self.bias = torch.zeros(entries, device=device)
+        self.code = torch.zeros(entries, dtype=torch.int8, device=device)
+        self.table = torch.zeros(passes, rows, 2, dtype=torch.int32, device=device)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all rows."""
+        self._end = 1
+        self._free: dict[int, list[int]] = {}
+        self._held: dict[int, tuple[int, int]] = {}
+        self._free_rows = list(range(self.table.shape[1] - 1, -1, -1))
+        self.table.zero_()
+
+    def add_passes(self, count: int) -> int:
+        """Have `count` more passes; returns the first."""
+        first = len(self.table)
+        self.table = torch.cat([self.table, self.table.new_zeros(count, *self.table.shape[1:])])
+        return first
+
+    def add(self, work: Sequence[tuple[int, Entries]]) -> int | None:
+        """A new row with the given entries, several of one pass one behind the other; None when there is no room."""
+        total = sum(len(entries) for _, entries in work)
+        start = self._allocate(total)
+        if start is None or (not self._free_rows and not self.growable):
+            return None
+        if not self._free_rows:
+            self._grow_rows()
+        row = self._free_rows.pop()
+        self._held[row] = (start, total)
+        column = np.zeros((len(self.table), 2), dtype=np.int32)
+        ordered = sorted(work, key=lambda pair: pair[0])
+        position = start
+        for number, entries in ordered:
+            if not column[number, 1]:
+                column[number, 0] = position
+            column[number, 1] += len(entries)
+            position += len(entries)
+        for name in ("down", "up", "bias", "code"):
+            parts = [getattr(entries, name) for _, entries in ordered]
+            if parts:
+                getattr(self, name)[start : start + total] = torch.from_numpy(np.concatenate(parts))
+        self.table[:, row] = torch.from_numpy(column)
+        return row
+
+    def remove(self, row: int) -> None:
+        """Empty a row."""
+        start, total = self._held.pop(row)
+        self._free.setdefault(total, []).append(start)
+        self._free_rows.append(row)
+        self.table[:, row] = 0
+
+    def _allocate(self, count: int) -> int | None:
+        if self._free.get(count):
+            return self._free[count].pop()
+        while self._end + count > len(self.bias):
+            if not self.growable:
+                return None
+            for name in ("down", "up", "bias", "code"):
+                old: Tensor = getattr(self, name)
+                setattr(self, name, torch.cat([old, torch.zeros_like(old)]))
+        self._end += count
+        return self._end - count
+
+    def _grow_rows(self) -> None:
+        old = self.table.shape[1]
+        self.table = torch.cat([self.table, torch.zeros_like(self.table)], dim=1)
+        self._free_rows = list(range(2 * old - 1, old - 1, -1))

@@ -1,0 +1,108 @@
+"""The places of a served model that edits write to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from reft_plugins.errors import UnsupportedProgramError
+from reft_plugins.program import Edit
+
+INPUT = "input"
+"""Source name of the input of the linear module whose output a site writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The columns of a whole tensor that this tensor-parallel rank holds, as ranges side by side."""
+
+    ranges: tuple[tuple[int, int], ...]
+
+    def of(self, values: Tensor) -> Tensor:
+        """Those columns of `[n, whole]`."""
+        parts = [values[:, start:stop] for start, stop in self.ranges]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One read of a site: the state as it was when the stage began, or a source.
+
+    Attributes:
+        index: row of `Runs.table`.
+        source: None for the state that the site writes, `INPUT`, or the name of a component that ran before.
+    """
+
+    index: int
+    source: str | None
+
+
+@dataclass(slots=True, eq=False)
+class Site:
+    """A tensor of the model that edits change in place.
+
+    Attributes:
+        name: `layer.component`, or a linear module's name and `.input` or `.output`.
+        layer: global index, -1 for linear modules; component: canonical name, empty for linear modules.
+        columns: start and stop of the site in the tensor that the op is given, None for all of it.
+        shard: what of the whole site this rank holds, None for all of it.
+        sources: what its edits may read besides their own state, each with what this rank holds of it.
+        stages: passes, by stage; each stage reads what the one before wrote.
+    """
+
+    name: str
+    layer: int = -1
+    component: str = ""
+    columns: tuple[int, int] | None = None
+    shard: Shard | None = None
+    sources: dict[str, Shard | None] = field(default_factory=dict)
+    stages: list[list[Pass]] = field(default_factory=list)
+
+    def find(self, stage: int, source: str | None) -> Pass | None:
+        """The pass of a stage with a source, if there is one already."""
+        if stage >= len(self.stages):
+            return None
+        return next((found for found in self.stages[stage] if found.source == source), None)
+
+    def shard_of(self, source: str | None) -> Shard | None:
+        """What this rank holds of a source, None for all of it."""
+        return self.shard if source is None else self.sources.get(source)
+
+
+@dataclass(slots=True, eq=False)
+class Point:
+    """Where the op is called: the sites it runs, in order."""
+
+    name: str
+    sites: list[Site]
+
+
+def stages_of(edits: Sequence[Edit]) -> list[list[Edit]]:
+    """Runs of edits that read the same state; each run reads what the one before wrote."""
+    stages: list[list[Edit]] = []
+    for edit in edits:
+        if edit.simultaneous and stages:
+            stages[-1].append(edit)
+        else:
+            stages.append([edit])
+    return stages
+
+
+def check_stages(edits: Sequence[Edit], limit: int) -> None:
+    """Refuse more sequential edits of one site than a device with fixed buffers reserves.
+
+    Raises:
+        UnsupportedProgramError: naming the site and the setting.
+    """
+    sites: dict[object, list[Edit]] = {}
+    for edit in edits:
+        sites.setdefault(edit.site, []).append(edit)
+    for site, work in sites.items():
+        if len(stages_of(work)) > limit:
+            raise UnsupportedProgramError(
+                f"{site}: {len(stages_of(work))} edits read each other's output, this engine was started for {limit}; "
+                "raise stages in the reft part of --additional-config"
+            )

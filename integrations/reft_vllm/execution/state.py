@@ -1,0 +1,236 @@
+"""Everything the plugin holds in one worker: adapters in slots, and what the current step edits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reft_plugins.errors import UnsupportedProgramError
+from reft_plugins.positions import Positions
+from reft_plugins.program import ACTIVATIONS, Edit
+from reft_vllm.execution.pages import Pool
+from reft_vllm.execution.plan import StepPlan
+from reft_vllm.execution.rows import MAX_GROUPS, Int32s, Int64s, TokenRows
+from reft_vllm.execution.runs import DIAGONAL, Entries, Runs
+from reft_vllm.execution.site import Pass, Point, Shard, Site, stages_of
+from reft_vllm.settings import Settings, canonical
+
+FIXED_ENTRIES = 1 << 18
+INITIAL_ROWS, INITIAL_ENTRIES = 64, 1024
+
+
+@dataclass(slots=True, eq=False)
+class Loaded:
+    """An adapter in a slot.
+
+    Attributes:
+        entries: per pass, the group bit and the entries.
+        pages: by width, to be released.
+        rows: by set of groups, those made so far.
+        reads: components that its edits read away from where they are written.
+    """
+
+    entries: list[tuple[int, int, Entries]] = field(default_factory=list)
+    pages: list[tuple[int, list[int]]] = field(default_factory=list)
+    rows: dict[int, int] = field(default_factory=dict)
+    reads: set[tuple[int, str]] = field(default_factory=set)
+
+
+class EngineState:
+    """All adapters loaded in one worker, and what the current step edits.
+
+    Attributes:
+        movable: buffers may be replaced, since no captured graph points at them (CPU).
+        sites: by name; layers: global indices of the decoder layers of this pipeline rank, under `layers_prefix`.
+        plan: of the current step.
+        launching: False while nothing may be launched (graphs captured without adapters).
+        kept: float32 `[edited, width]` by component: states of the current layer that later sites read.
+        refusal: why nothing can be served by this worker, empty when it can.
+        weighted: slots whose adapter has weight deltas that vLLM itself executes.
+        steps, edited_steps, edited_tokens, most_adapters: counters since the start.
+    """
+
+    def __init__(
+        self, slots: int, max_tokens: int, device: torch.device | str, dtype: torch.dtype, settings: Settings
+    ) -> None:
+        self.slots, self.max_tokens, self.settings = slots, max_tokens, settings
+        self.device, self.dtype = torch.device(device), dtype
+        self.movable = self.device.type == "cpu"
+        self.pool = Pool(self.device, dtype, self.movable, settings.pool_mib)
+        rows, entries = (INITIAL_ROWS, INITIAL_ENTRIES) if self.movable else (max_tokens + slots, FIXED_ENTRIES)
+        self.runs = Runs(0, rows, entries, self.device, self.movable)
+        self.sites: dict[str, Site] = {}
+        self.layers: frozenset[int] = frozenset()
+        self.layers_prefix = ""
+        self.folded = TokenRows(slots)
+        self.plan = StepPlan()
+        self.launching = True
+        self.reads: frozenset[tuple[int, str]] = frozenset()
+        self.kept: dict[str, Tensor] = {}
+        self.weighted: set[int] = set()
+        self._loaded: dict[int, Loaded] = {}
+        self.refusal = (
+            "edits are not served by vLLM's V2 model runner yet; start the engine with VLLM_USE_V2_MODEL_RUNNER=0"
+        )
+        self.steps = self.edited_steps = self.edited_tokens = self.most_adapters = 0
+
+    def add_point(self, name: str, sites: Sequence[Site]) -> Point:
+        """Declare where the op is called; the name must be unique in the process."""
+        for site in sites:
+            self.sites[site.name] = site
+            if not self.movable:
+                for stage in range(self.settings.stages):
+                    for source in (None, *site.sources):
+                        self._pass(site, stage, source)
+        return Point(name, list(sites))
+
+    def load(self, slot: int, work: Mapping[str, Sequence[Edit]], in_front: int = 0, weighted: bool = False) -> None:
+        """Make edits the contents of a slot; those of sites on other pipeline ranks are left out.
+
+        Args:
+            work: edits by name of site; in_front: placeholder tokens before the original prompt.
+            weighted: the adapter also has weight deltas, which vLLM itself holds.
+
+        Raises:
+            UnsupportedProgramError: the edits do not fit; the slot is empty then.
+        """
+        self.clear(slot)
+        groups = position_groups([edit for edits in work.values() for edit in edits])
+        loaded = self._loaded[slot] = Loaded()
+        try:
+            for name, edits in work.items():
+                if (site := self.sites.get(name)) is not None:
+                    self._load_site(site, edits, groups, loaded)
+        except UnsupportedProgramError:
+            self.clear(slot)
+            raise
+        if weighted:
+            self.weighted.add(slot)
+        self.reads = frozenset(read for each in self._loaded.values() for read in each.reads)
+        self.folded.assign(slot, groups, in_front)
+
+    def clear(self, slot: int) -> None:
+        """Empty a slot."""
+        self.folded.assign(slot, ())
+        self.weighted.discard(slot)
+        loaded = self._loaded.pop(slot, None)
+        if loaded is None:
+            return
+        for row in loaded.rows.values():
+            self.runs.remove(row)
+        for width, pages in loaded.pages:
+            self.pool.of(width).release(pages)
+
+    def begin_step(self, slot: Int32s, scheduled: Int32s, computed: Int32s, prompt_len: Int32s) -> None:
+        """Work out which tokens of the coming forward pass are edited; arguments as `TokenRows.of_step`."""
+        tokens, owners, masks = self.folded.of_step(slot, scheduled, computed, prompt_len)
+        self.steps += 1
+        self.edited_steps += bool(len(tokens))
+        self.edited_tokens += len(tokens)
+        self.most_adapters = max(self.most_adapters, len(np.unique(slot[slot >= 0])))
+        self.plan = StepPlan.of(tokens, self._rows(owners, masks))
+
+    def end_steps(self) -> None:
+        """Edit nothing until the next `begin_step` (warm-up and idle passes)."""
+        self.plan = StepPlan()
+
+    def _rows(self, owners: Int64s, masks: Int64s) -> Int64s:
+        """The row of each token, made where it is asked for the first time."""
+        if not len(owners):
+            return owners
+        pairs, inverse = np.unique(np.stack([owners, masks], axis=1), axis=0, return_inverse=True)
+        wanted = [(int(owner), int(mask)) for owner, mask in pairs]
+        rows = [self._row(owner, mask) for owner, mask in wanted]
+        if None in rows:
+            self._forget_rows()
+            rows = [self._row(owner, mask) for owner, mask in wanted]
+        return np.array(rows, dtype=np.int64)[inverse.reshape(-1)]
+
+    def _row(self, slot: int, mask: int) -> int | None:
+        loaded = self._loaded[slot]
+        if mask not in loaded.rows:
+            row = self.runs.add([(number, entries) for number, bit, entries in loaded.entries if bit & mask])
+            if row is None:
+                return None
+            loaded.rows[mask] = row
+        return loaded.rows[mask]
+
+    def _forget_rows(self) -> None:
+        self.runs.reset()
+        for loaded in self._loaded.values():
+            loaded.rows.clear()
+
+    def _load_site(self, site: Site, edits: Sequence[Edit], groups: list[Positions], loaded: Loaded) -> None:
+        for stage, together in enumerate(stages_of(edits)):
+            for edit in together:
+                bit = 1 << groups.index(edit.positions)
+                source = (
+                    None if edit.reads is None or canonical(edit.reads) == site.component else canonical(edit.reads)
+                )
+                if source is not None:
+                    loaded.reads.add((site.layer, source))
+                for reads, entries in self._entries(site, edit, source, loaded):
+                    loaded.entries.append((self._pass(site, stage, reads), bit, entries))
+
+    def _entries(self, site: Site, edit: Edit, source: str | None, loaded: Loaded) -> list[tuple[str | None, Entries]]:
+        """An edit as entries: its low-rank part, its shift as a constant one, its scale as a diagonal one."""
+        found: list[tuple[str | None, Entries]] = []
+        identity = ACTIVATIONS.index("identity")
+        if edit.down is not None and edit.up is not None:
+            down = self._store(_part(edit.down, site.shard_of(source)), loaded)
+            bias = np.zeros(len(down)) if edit.bias is None else edit.bias.float().numpy()
+            code = ACTIVATIONS.index(edit.activation)
+            found.append((source, _entries(down, self._store(_part(edit.up, site.shard), loaded), bias, code)))
+        if edit.shift is not None:
+            shift = self._store(_part(edit.shift[None], site.shard), loaded)
+            found.append((None, _entries([0], shift, np.ones(1), identity)))
+        if edit.scale is not None:
+            scale = self._store(_part((edit.scale.float() - 1)[None], site.shard), loaded)
+            found.append((None, _entries([0], scale, np.zeros(1), DIAGONAL)))
+        return found
+
+    def _store(self, values: Tensor, loaded: Loaded) -> list[int]:
+        pages = self.pool.of(values.shape[1]).store(values)
+        loaded.pages.append((values.shape[1], pages))
+        return pages
+
+    def _pass(self, site: Site, stage: int, source: str | None) -> int:
+        """The index of a pass of a site, made where it is asked for the first time."""
+        found = site.find(stage, source)
+        if found is None:
+            while len(site.stages) <= stage:
+                site.stages.append([])
+            found = Pass(self.runs.add_passes(1), source)
+            site.stages[stage].append(found)
+        return found.index
+
+
+def position_groups(edits: Sequence[Edit]) -> list[Positions]:
+    """The distinct positions of an adapter's edits, in order.
+
+    Raises:
+        UnsupportedProgramError: there are more than the bits of a row.
+    """
+    groups = list(dict.fromkeys(edit.positions for edit in edits))
+    if len(groups) > MAX_GROUPS:
+        raise UnsupportedProgramError(
+            f"the adapter uses {len(groups)} different positions, the vLLM plugin serves up to {MAX_GROUPS}"
+        )
+    return groups
+
+
+def _part(values: Tensor, shard: Shard | None) -> Tensor:
+    return values if shard is None else shard.of(values)
+
+
+def _entries(down: Sequence[int], up: Sequence[int], bias: object, code: int) -> Entries:
+    return Entries(
+        np.array(down, np.int32),
+        np.array(up, np.int32),
+        np.asarray(bias, dtype=np.float32),
+        np.full(len(up), code, np.int8),
+    )
