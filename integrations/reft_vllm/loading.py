@@ -80,6 +80,8 @@ def to_served(program: Program, lora_id: int, manager: Any, base: str, dtype: to
 def lora_weights(deltas: Sequence[WeightDelta], manager: Any, dtype: torch.dtype) -> dict[str, LoRALayerWeights]:
     """Plain deltas as weights of vLLM's LoRA, by vLLM's module name; those of one module add up.
 
+    Those of modules on other pipeline ranks are left out.
+
     Raises:
         UnsupportedProgramError: when a delta names a module that this engine does not serve LoRA on.
     """
@@ -87,6 +89,8 @@ def lora_weights(deltas: Sequence[WeightDelta], manager: Any, dtype: torch.dtype
     loras: dict[str, LoRALayerWeights] = {}
     for delta in deltas:
         name = module_name(delta.module, manager)
+        if on_other_rank(name, manager.model):
+            continue
         if name not in served:
             raise UnsupportedProgramError(
                 f"{delta}: this engine serves no LoRA on module {name!r}. Either the base model has no such module, or "
@@ -177,6 +181,18 @@ def module_name(module: str, manager: Any) -> str:
     mapper = mapper.get_rename_mapper() if hasattr(mapper, "get_rename_mapper") else mapper
     name: str = parse_fine_tuned_lora_name(f"base_model.model.{module}.lora_A.weight", mapper)[0]
     return name
+
+
+def on_other_rank(name: str, model: Any) -> bool:
+    """Whether a module is not here because it, or what it is in, lives on another pipeline rank."""
+    from vllm.model_executor.models.utils import PPMissingLayer
+
+    part: Any = model
+    for step in name.split("."):
+        part = getattr(part, step, None)
+        if isinstance(part, PPMissingLayer):
+            return True
+    return False
 
 
 def _weights(name: str, delta: WeightDelta, dtype: torch.dtype) -> LoRALayerWeights:
