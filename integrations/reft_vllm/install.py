@@ -6,7 +6,7 @@ _installed = False
 
 
 def install() -> None:
-    """Attach to vLLM; further calls in the same process do nothing.
+    """Attach to vLLM, wholly or not at all; further calls in the same process do nothing.
 
     Raises:
         PatchError: when this vLLM differs where the plugin attaches.
@@ -14,9 +14,13 @@ def install() -> None:
     global _installed  # noqa: PLW0603
     if _installed:
         return
+    from reft_vllm.patches import PATCH_POINTS, requirements
+    from reft_vllm.patching import check
+    from reft_vllm.source import Tree
+
+    check(requirements(), Tree.installed())
     from reft_vllm import cpu_lora
     from reft_vllm.execution import op
-    from reft_vllm.patches import PATCH_POINTS
 
     op.register()
     cpu_lora.register()

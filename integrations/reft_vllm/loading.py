@@ -9,6 +9,7 @@ import torch
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.lora_weights import LoRALayerWeights
 from vllm.lora.utils import parse_fine_tuned_lora_name
+from vllm.platforms import current_platform
 
 from reft_plugins.base_model import BaseModel
 from reft_plugins.errors import UnsupportedProgramError
@@ -45,7 +46,8 @@ def check_program(program: Program, max_rank: int, settings: Settings) -> None:
     settings.check(program)
     check_deltas(program)
     position_groups([node for node in program if isinstance(node, Edit)])
-    check_stages(program.edits, settings.stages)
+    if not current_platform.is_cpu():
+        check_stages(program.edits, settings.stages)
     special = by_linears(program)
     ranks: dict[str, int] = {}
     for delta in program.weight_deltas:
@@ -78,7 +80,7 @@ def to_served(program: Program, lora_id: int, manager: Any, base: str, dtype: to
 
 
 def lora_weights(deltas: Sequence[WeightDelta], manager: Any, dtype: torch.dtype) -> dict[str, LoRALayerWeights]:
-    """Plain deltas as weights of vLLM's LoRA, by vLLM's module name; those of one module add up.
+    """Plain deltas of this pipeline rank as weights of vLLM's LoRA, by vLLM's module name; those of one module add up.
 
     Those of modules on other pipeline ranks are left out.
 
@@ -92,6 +94,9 @@ def lora_weights(deltas: Sequence[WeightDelta], manager: Any, dtype: torch.dtype
         if on_other_rank(name, manager.model):
             continue
         if name not in served:
+            layer = layer_of(name, manager.reft)
+            if layer is not None and layer not in manager.reft.layers:
+                continue  # another pipeline rank holds it, and checks it
             raise UnsupportedProgramError(
                 f"{delta}: this engine serves no LoRA on module {name!r}. Either the base model has no such module, or "
                 "lora_target_modules leaves it out"

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from reft_plugins.errors import UnsupportedProgramError
+from reft_plugins.positions import Positions
 from reft_plugins.program import Edit
+
+TRIED_LENGTHS = 256
 
 INPUT = "input"
 """Source name of the input of the linear module whose output a site writes."""
@@ -92,7 +96,7 @@ def stages_of(edits: Sequence[Edit]) -> list[list[Edit]]:
 
 
 def check_stages(edits: Sequence[Edit], limit: int) -> None:
-    """Refuse more sequential edits of one site than a device with fixed buffers reserves.
+    """Refuse more edits of one token and site that read each other's output than a device with fixed buffers reserves.
 
     Raises:
         UnsupportedProgramError: naming the site and the setting.
@@ -101,8 +105,20 @@ def check_stages(edits: Sequence[Edit], limit: int) -> None:
     for edit in edits:
         sites.setdefault(edit.site, []).append(edit)
     for site, work in sites.items():
-        if len(stages_of(work)) > limit:
+        stages = stages_of(work)
+        if len(stages) <= limit:
+            continue
+        together = _most_at_once([{edit.positions for edit in stage} for stage in stages])
+        if together > limit:
             raise UnsupportedProgramError(
-                f"{site}: {len(stages_of(work))} edits read each other's output, this engine was started for {limit}; "
+                f"{site}: {together} edits of one token read each other's output, this engine was started for {limit}; "
                 "raise stages in the reft part of --additional-config"
             )
+
+
+def _most_at_once(stages: Sequence[set[Positions]]) -> int:
+    """The largest number of stages that a token of any prompt can be in, tried on prompts up to `TRIED_LENGTHS`."""
+    tokens, lengths = np.meshgrid(np.arange(TRIED_LENGTHS + 1), np.arange(1, TRIED_LENGTHS + 1))
+    masks = {where: where.mask(tokens, lengths) for stage in stages for where in stage}
+    counts = sum(np.any([masks[where] for where in stage], axis=0).astype(int) for stage in stages)
+    return int(np.max(counts))

@@ -23,18 +23,33 @@ FIXED_ENTRIES = 1 << 18
 INITIAL_ROWS, INITIAL_ENTRIES = 64, 1024
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """Entries that one read of a site needs, by tokens of one position group.
+
+    Attributes:
+        stage: among the edits of the site, whatever their positions; group: its bit.
+    """
+
+    site: Site
+    stage: int
+    source: str | None
+    group: int
+    entries: Entries
+
+
 @dataclass(slots=True, eq=False)
 class Loaded:
     """An adapter in a slot.
 
     Attributes:
-        entries: per pass, the group bit and the entries.
+        entries: of every edit.
         pages: by width, to be released.
         rows: by set of groups, those made so far.
         reads: components that its edits read away from where they are written.
     """
 
-    entries: list[tuple[int, int, Entries]] = field(default_factory=list)
+    entries: list[Work] = field(default_factory=list)
     pages: list[tuple[int, list[int]]] = field(default_factory=list)
     rows: dict[int, int] = field(default_factory=dict)
     reads: set[tuple[int, str]] = field(default_factory=set)
@@ -153,11 +168,20 @@ class EngineState:
     def _row(self, slot: int, mask: int) -> int | None:
         loaded = self._loaded[slot]
         if mask not in loaded.rows:
-            row = self.runs.add([(number, entries) for number, bit, entries in loaded.entries if bit & mask])
+            row = self.runs.add(self._passes([work for work in loaded.entries if work.group & mask]))
             if row is None:
                 return None
             loaded.rows[mask] = row
         return loaded.rows[mask]
+
+    def _passes(self, work: Sequence[Work]) -> list[tuple[int, Entries]]:
+        """The pass of each; stages in which none of them is are skipped, so that few are needed at any token."""
+        stages: dict[str, list[int]] = {}
+        for one in work:
+            seen = stages.setdefault(one.site.name, [])
+            if one.stage not in seen:
+                seen.append(one.stage)
+        return [(self._pass(one.site, stages[one.site.name].index(one.stage), one.source), one.entries) for one in work]
 
     def _forget_rows(self) -> None:
         self.runs.reset()
@@ -174,7 +198,7 @@ class EngineState:
                 if source is not None:
                     loaded.reads.add((site.layer, source))
                 for reads, entries in self._entries(site, edit, source, loaded):
-                    loaded.entries.append((self._pass(site, stage, reads), bit, entries))
+                    loaded.entries.append(Work(site, stage, reads, bit, entries))
 
     def _entries(self, site: Site, edit: Edit, source: str | None, loaded: Loaded) -> list[tuple[str | None, Entries]]:
         """An edit as entries: its low-rank part, its shift as a constant one, its scale as a diagonal one."""
