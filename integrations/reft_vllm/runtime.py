@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -12,8 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from reft_plugins.base_model import identify, locate
+from reft_plugins.capturing import parse_site
 from reft_plugins.errors import ReftError
+from reft_plugins.positions import Positions
+from reft_plugins.program import Site
 from reft_plugins.runtimes import Generation, Prompt, admit, one_per_prompt
+from reft_vllm.capture import as_sites, asked, capturing, merge
 
 if TYPE_CHECKING:
     from reft_plugins.adapter import Adapter
@@ -97,6 +102,32 @@ class VllmRuntime:
         params = SamplingParams(max_tokens=max_new_tokens, temperature=temperature, ignore_eos=ignore_eos)
         outputs = self._run(prompts, one_per_prompt(prompts, adapters), params)
         return [Generation(list(output.outputs[0].token_ids), output.outputs[0].text) for output in outputs]
+
+    def capture(
+        self,
+        prompts: Sequence[Prompt],
+        sites: Sequence[Site | str],
+        positions: str | Positions = "l1",
+        adapters: Sequence[Adapter | str | Path | None] | None = None,
+    ) -> list[dict[Site, npt.NDArray[np.float32]]]:
+        """Activations of each prompt under its adapter, after edits: float32 `[tokens at positions, width]` by site.
+
+        Args:
+            sites: `Site`s or texts such as `3:block_output`.
+
+        Raises:
+            UnsupportedProgramError: the engine was started without one of the sites.
+        """
+        from vllm import SamplingParams
+
+        chosen = [site if isinstance(site, Site) else parse_site(site) for site in sites]
+        requests = [asked(chosen, Positions.parse(positions), self.llm.llm_engine.vllm_config) for _ in prompts]
+        params = [capturing(SamplingParams(max_tokens=1, temperature=0.0), request) for request in requests]
+        self._run(prompts, one_per_prompt(prompts, adapters), params)
+        taken = (self.llm.collective_rpc("reft_captured", args=(request["key"],)) for request in requests)
+        return [
+            {site: values for site, (_, values) in as_sites(merge(workers, sys.maxsize)).items()} for workers in taken
+        ]
 
     def statistics(self) -> dict[str, int]:
         """Counters of the first worker since the start: steps, edited steps and tokens, most adapters in one step."""

@@ -15,3 +15,7 @@ class EditStatistics:
         state = self.model_runner.lora_manager._adapter_manager.reft
         names = ("steps", "edited_steps", "edited_tokens", "most_adapters")
         return {**{name: int(getattr(state, name)) for name in names}, "resident_pages": state.pool.resident}
+
+    def reft_captured(self, key: str) -> dict[str, Any]:
+        """Activations kept for a request; see `reft_vllm.execution.captures.Captures.take`."""
+        return self.model_runner.lora_manager._adapter_manager.reft.captures.take(key)  # type: ignore[no-any-return]

@@ -27,17 +27,22 @@ def edit(hidden: Tensor, residual: Tensor | None, source: Tensor | None, point: 
         point: key of `POINTS`.
     """
     state, place = POINTS[point]
-    if not state.launching or not len(state.plan):
+    capturing = bool(state.captures.step)
+    if not (state.launching and len(state.plan)) and not capturing:
         return
     flat = hidden.view(-1, hidden.shape[-1])
     rest = None if residual is None else residual.view(-1, hidden.shape[-1])
     given = None if source is None else source.view(-1, source.shape[-1])
     for site in place.sites:
         _run(state, site, flat, rest, given)
+        if capturing:
+            state.captures.keep(site, flat, rest)
 
 
 def _run(state: EngineState, site: Site, flat: Tensor, rest: Tensor | None, given: Tensor | None) -> None:
     plan = state.plan
+    if not len(plan):
+        return
     keeping = (site.layer, site.component) in state.reads
     used = [[one for one in stage if state.runs.table[one.index, plan.rows, 1].any()] for stage in site.stages]
     if not keeping and not any(used):

@@ -12,6 +12,7 @@ from torch import Tensor
 from reft_plugins.errors import UnsupportedProgramError
 from reft_plugins.positions import Positions
 from reft_plugins.program import ACTIVATIONS, Edit
+from reft_vllm.execution.captures import Captures
 from reft_vllm.execution.pages import Pool
 from reft_vllm.execution.plan import StepPlan
 from reft_vllm.execution.rows import MAX_GROUPS, Int32s, Int64s, TokenRows
@@ -65,6 +66,7 @@ class EngineState:
         launching: False while nothing may be launched (graphs captured without adapters).
         kept: float32 `[edited, width]` by component: states of the current layer that later sites read.
         refusal: why nothing can be served by this worker, empty when it can.
+        captures: activations that requests asked for.
         weighted: slots whose adapter has weight deltas that vLLM itself executes.
         steps, edited_steps, edited_tokens, most_adapters: counters since the start.
     """
@@ -87,6 +89,7 @@ class EngineState:
         self.reads: frozenset[tuple[int, str]] = frozenset()
         self.kept: dict[str, Tensor] = {}
         self.weighted: set[int] = set()
+        self.captures = Captures()
         self._loaded: dict[int, Loaded] = {}
         self.refusal = (
             "edits are not served by vLLM's V2 model runner yet; start the engine with VLLM_USE_V2_MODEL_RUNNER=0"
@@ -152,6 +155,7 @@ class EngineState:
     def end_steps(self) -> None:
         """Edit nothing until the next `begin_step` (warm-up and idle passes)."""
         self.plan = StepPlan()
+        self.captures.step = {}
 
     def _rows(self, owners: Int64s, masks: Int64s) -> Int64s:
         """The row of each token, made where it is asked for the first time."""
