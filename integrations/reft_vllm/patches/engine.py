@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from reft_vllm.admission import admit, is_adapter, serve_base
 from reft_vllm.cache_keys import block_key, replace_key
 from reft_vllm.patching import Original, PatchPoint
+from reft_vllm.requests import admitted_of, checked
 
 
 def _compute_hash(original: Original) -> Original:
@@ -25,10 +25,9 @@ def _compute_hash(original: Original) -> Original:
 def _block_hash_keys(original: Original) -> Original:
     def keys(request: Any, start_token_idx: int, end_token_idx: int, start_mm_idx: int) -> Any:
         found, next_mm = original(request, start_token_idx, end_token_idx, start_mm_idx)
-        lora = request.lora_request
-        if lora is None or not is_adapter(lora.lora_path):
+        admitted = admitted_of(request)
+        if admitted is None:
             return found, next_mm
-        admitted = admit(lora.lora_path)
         ours = block_key(admitted, request.num_prompt_tokens, start_token_idx, end_token_idx)
         return replace_key(found, ours), next_mm
 
@@ -38,15 +37,7 @@ def _block_hash_keys(original: Original) -> Original:
 def _preprocess_add_request(original: Original) -> Original:
     def preprocess(self: Any, request: Any) -> Any:
         """Refuse a request whose adapter is broken here, where an error fails the request and not the engine."""
-        lora = request.lora_request
-        if lora is not None and is_adapter(lora.lora_path):
-            from reft_vllm.loading import check_program
-            from reft_vllm.settings import Settings
-
-            serve_base(self.vllm_config.model_config.model)
-            admitted = admit(lora.lora_path)
-            settings = Settings.of(self.vllm_config.additional_config)
-            check_program(admitted.program, self.vllm_config.lora_config.max_lora_rank, settings)
+        request.lora_request = checked(request.lora_request, self.vllm_config)
         return original(self, request)
 
     return preprocess

@@ -19,7 +19,7 @@ def _load_adapter(original: Original) -> Original:
         from reft_vllm.loading import check_program, to_served
 
         manager = self._adapter_manager
-        admitted = admit(lora_request.lora_path, reload=lora_request.load_inplace)
+        admitted = admit(lora_request.lora_path)
         check_program(admitted.program, self.lora_config.max_lora_rank, manager.reft.settings)
         if admitted.program.edits and manager.reft.refusal:
             raise UnsupportedProgramError(manager.reft.refusal)
