@@ -106,6 +106,7 @@ class EngineState:
                         self._pass(site, stage, source)
         return Point(name, list(sites))
 
+    @torch.inference_mode()
     def load(self, slot: int, work: Mapping[str, Sequence[Edit]], in_front: int = 0, weighted: bool = False) -> None:
         """Make edits the contents of a slot; those of sites on other pipeline ranks are left out.
 
@@ -131,6 +132,7 @@ class EngineState:
         self.reads = frozenset(read for each in self._loaded.values() for read in each.reads)
         self.folded.assign(slot, groups, in_front)
 
+    @torch.inference_mode()
     def clear(self, slot: int) -> None:
         """Empty a slot."""
         self.folded.assign(slot, ())
@@ -143,6 +145,7 @@ class EngineState:
         for width, pages in loaded.pages:
             self.pool.of(width).release(pages)
 
+    @torch.inference_mode()
     def begin_step(self, slot: Int32s, scheduled: Int32s, computed: Int32s, prompt_len: Int32s) -> None:
         """Work out which tokens of the coming forward pass are edited; arguments as `TokenRows.of_step`."""
         tokens, owners, masks = self.folded.of_step(slot, scheduled, computed, prompt_len)
