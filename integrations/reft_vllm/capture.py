@@ -10,7 +10,6 @@ import base64
 import os
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -126,12 +125,3 @@ async def answering(
             found = encoded(merge(workers, last))
             output.kv_transfer_params = {**(output.kv_transfer_params or {}), CAPTURE: found}
         yield output
-
-
-def as_sites(taken: Taken) -> dict[Site, tuple[list[int], npt.NDArray[np.float32]]]:
-    """The same by `Site`."""
-    named = {}
-    for name, rows in taken.items():
-        layer, _, component = name.partition(".")
-        named[replace(Site(0), layer=int(layer), component=component)] = rows
-    return named

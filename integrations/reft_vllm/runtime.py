@@ -18,7 +18,7 @@ from reft_plugins.errors import ReftError
 from reft_plugins.positions import Positions
 from reft_plugins.program import Site
 from reft_plugins.runtimes import Generation, Prompt, admit, one_per_prompt
-from reft_vllm.capture import as_sites, asked, capturing, merge
+from reft_vllm.capture import asked, capturing, merge
 
 if TYPE_CHECKING:
     from reft_plugins.adapter import Adapter
@@ -124,10 +124,11 @@ class VllmRuntime:
         requests = [asked(chosen, Positions.parse(positions), self.llm.llm_engine.vllm_config) for _ in prompts]
         params = [capturing(SamplingParams(max_tokens=1, temperature=0.0), request) for request in requests]
         self._run(prompts, one_per_prompt(prompts, adapters), params)
-        taken = (self.llm.collective_rpc("reft_captured", args=(request["key"],)) for request in requests)
-        return [
-            {site: values for site, (_, values) in as_sites(merge(workers, sys.maxsize)).items()} for workers in taken
-        ]
+        found = []
+        for request in requests:
+            taken = merge(self.llm.collective_rpc("reft_captured", args=(request["key"],)), sys.maxsize)
+            found.append({site: taken[name][1] for site, name in zip(chosen, request["sites"], strict=True)})
+        return found
 
     def statistics(self) -> dict[str, int]:
         """Counters of the first worker since the start: steps, edited steps and tokens, most adapters in one step."""
