@@ -18,7 +18,7 @@ async def checked_load(models: Any, original: Callable[..., Any], request: Any, 
     Returns:
         vLLM's answer; an error answer with status 404 for an unknown reference and 400 for an adapter that cannot run.
     """
-    from vllm.entrypoints.serve import create_error_response
+    from vllm.entrypoints.openai.models.serving import create_error_response  # where every version has it
 
     def refuse(error: object, status: HTTPStatus) -> Any:
         return create_error_response(message=str(error), err_type="BadRequestError", status_code=status)

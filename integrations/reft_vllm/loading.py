@@ -183,7 +183,10 @@ def layer_of(module: str, state: EngineState) -> int | None:
 def module_name(module: str, manager: Any) -> str:
     """vLLM's name of a module of the checkpoint, with merged modules still apart (`q_proj`, not `qkv_proj`)."""
     mapper = getattr(manager.model, "hf_to_vllm_mapper", None)
-    mapper = mapper.get_rename_mapper() if hasattr(mapper, "get_rename_mapper") else mapper
+    for unmerged in ("get_rename_mapper", "get_unstacked_mapper"):  # from vLLM 0.29; before it
+        if hasattr(mapper, unmerged):
+            mapper = getattr(mapper, unmerged)()
+            break
     name: str = parse_fine_tuned_lora_name(f"base_model.model.{module}.lora_A.weight", mapper)[0]
     return name
 

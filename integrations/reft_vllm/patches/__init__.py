@@ -2,6 +2,30 @@
 
 from __future__ import annotations
 
-from reft_vllm.patches import cpu, engine, front_end, loras, runner_v1
+from pathlib import Path
 
-PATCH_POINTS = (*engine.POINTS, *loras.POINTS, *runner_v1.POINTS, *cpu.POINTS, *front_end.POINTS)
+from reft_vllm.patches import cpu, engine, front_end, loras, rest, runner_v1, runner_v2, runners
+from reft_vllm.patching import Imports, Requirement
+from reft_vllm.source import imported_from_vllm
+
+PATCH_POINTS = (
+    *engine.POINTS,
+    *loras.POINTS,
+    *rest.POINTS,
+    *runners.POINTS,
+    *runner_v1.POINTS,
+    *cpu.POINTS,
+    *front_end.POINTS,
+)
+"""What is patched when the plugin is loaded."""
+
+RUNNER_POINTS = (*runner_v1.RUNNER_POINTS, *runner_v2.RUNNER_POINTS)
+"""What is patched when a model runner of that kind loads its model."""
+
+READS = (*rest.READS, *runner_v1.READS, *runner_v2.READS)
+
+
+def requirements() -> tuple[Requirement, ...]:
+    """All that the plugin needs to find in vLLM: its patch points, what they read, and what it imports anywhere."""
+    imports = (Imports(*name) for name in imported_from_vllm(Path(__file__).parents[1]))
+    return (*PATCH_POINTS, *RUNNER_POINTS, *READS, *imports)

@@ -1,4 +1,4 @@
-"""The V1 model runner: which tokens of a step belong to which adapter."""
+"""The V1 model runner: which tokens of a step belong to which adapter, and which graph the step runs in."""
 
 from __future__ import annotations
 
@@ -6,38 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from reft_vllm.patching import Original, PatchPoint
-
-
-def _load_lora_model(original: Original) -> Original:
-    def load(self: Any, *args: Any, **kwargs: Any) -> Any:
-        model = original(self, *args, **kwargs)
-        state = self.lora_manager._adapter_manager.reft
-        if not hasattr(self, "lora_state") and state.sites:
-            state.refusal = ""
-        return model
-
-    return load
+from reft_vllm.patches.rest import begin_step
+from reft_vllm.patching import Original, PatchPoint, Reads
 
 
 def _set_active_loras(original: Original) -> Original:
-    def set_active(
-        self: Any,
-        input_batch: Any,
-        num_scheduled_tokens: Any,
-        num_sampled_tokens: Any = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        original(self, input_batch, num_scheduled_tokens, num_sampled_tokens, *args, **kwargs)
-        manager = self.lora_manager._adapter_manager
+    def set_active(self: Any, input_batch: Any, num_scheduled_tokens: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, input_batch, num_scheduled_tokens, *args, **kwargs)
         requests = len(num_scheduled_tokens)
-        slots = {lora_id: slot for slot, lora_id in enumerate(manager.lora_index_to_id) if lora_id is not None}
-        lora_ids = input_batch.request_lora_mapping[:requests]
-        slot = np.array([slots.get(int(lora_id), -1) for lora_id in lora_ids], dtype=np.int32)
-        manager.reft.begin_step(
-            slot,
-            np.asarray(num_scheduled_tokens[:requests], dtype=np.int32),
+        begin_step(
+            self.lora_manager._adapter_manager,
+            input_batch.request_lora_mapping[:requests],
+            np.asarray(num_scheduled_tokens),
             input_batch.num_computed_tokens_cpu[:requests],
             input_batch.num_prompt_tokens[:requests],
         )
@@ -45,24 +25,54 @@ def _set_active_loras(original: Original) -> Original:
     return set_active
 
 
-def _select_dummy_loras(original: Original) -> Original:
-    def select(self: Any, lora_config: Any, *args: Any, **kwargs: Any) -> Any:
-        if lora_config is not None:
-            self.lora_manager._adapter_manager.reft.end_steps()
-        return original(self, lora_config, *args, **kwargs)
+def _determine_batch_execution(original: Original) -> Original:
+    def determine(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Comes after `set_active_loras`; warm-up and capture say themselves how many LoRAs they are for."""
+        specialized = self.lora_config is not None and self.compilation_config.cudagraph_specialize_lora
+        asked = specialized and kwargs.get("force_num_active_loras") is None
+        if asked and not self.lora_manager._adapter_manager.reft.launching:
+            kwargs["force_num_active_loras"] = 0
+        return original(self, *args, **kwargs)
 
-    return select
+    return determine
 
 
-_RUNNER = "vllm.v1.worker.lora_model_runner_mixin"
+_MIXIN, _RUNNER = "vllm.v1.worker.lora_model_runner_mixin", "vllm.v1.worker.gpu_model_runner"
 
 POINTS = (
-    PatchPoint(_RUNNER, "LoRAModelRunnerMixin.load_lora_model", ("self", "model"), _load_lora_model),
     PatchPoint(
-        _RUNNER,
+        _MIXIN,
         "LoRAModelRunnerMixin.set_active_loras",
-        ("self", "input_batch", "num_scheduled_tokens", "num_sampled_tokens"),
+        ("self", "input_batch", "num_scheduled_tokens"),
         _set_active_loras,
     ),
-    PatchPoint(_RUNNER, "LoRAModelRunnerMixin.maybe_select_dummy_loras", ("self", "lora_config"), _select_dummy_loras),
+)
+RUNNER = f"{_RUNNER}.GPUModelRunner"
+RUNNER_POINTS = (
+    PatchPoint(
+        _RUNNER,
+        "GPUModelRunner._determine_batch_execution_and_padding",
+        (
+            "self",
+            "num_tokens",
+            "num_reqs",
+            "num_scheduled_tokens_np",
+            "max_num_scheduled_tokens",
+            "use_cascade_attn",
+            "allow_microbatching",
+            "force_eager",
+            "force_uniform_decode",
+            "force_has_lora",
+            "force_num_active_loras",
+        ),
+        _determine_batch_execution,
+    ),
+)
+READS = (
+    Reads(
+        "vllm.v1.worker.gpu_input_batch",
+        "InputBatch",
+        ("request_lora_mapping", "num_computed_tokens_cpu", "num_prompt_tokens"),
+    ),
+    Reads("vllm.config.compilation", "CompilationConfig", ("cudagraph_specialize_lora",)),
 )
