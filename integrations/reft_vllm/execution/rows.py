@@ -15,6 +15,8 @@ MAX_GROUPS = 62
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 
+NOTHING: Int64s = np.empty(0, dtype=np.int64)
+
 
 class TokenRows:
     """Position groups of the adapters in all slots."""
@@ -49,31 +51,34 @@ class TokenRows:
             indices of the edited tokens in the flattened batch, ascending; the slot of each; the set of its position
             groups as bits.
         """
-        ends = np.cumsum(scheduled)
         in_front = np.where(slot >= 0, self.in_front[slot], 0)
         computed, prompt_len = computed - in_front, prompt_len - in_front
-        found: list[Int64s] = []
-        owners: list[Int64s] = []
-        masks: list[Int64s] = []
+        in_prompt = computed < prompt_len
+        prefilling = bool(in_prompt.any())
+        found: list[tuple[Int64s, Int64s, Int64s]] = []
         for positions, slot_bits in self._bits.items():
+            if positions.prompt_only and not prefilling:
+                continue
             bits = np.where(slot >= 0, slot_bits[slot], 0)
             if positions.prompt_only:
-                bits = np.where(computed < prompt_len, bits, 0)
+                bits = np.where(in_prompt, bits, 0)
             requests = np.flatnonzero(bits)
             if not requests.size:
                 continue
-            counts = scheduled[requests]
+            counts = scheduled[requests].astype(np.int64)
             request = np.repeat(requests, counts)
-            offset = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-            request, offset = request.astype(np.int64), offset.astype(np.int64)
-            edited = positions.mask(computed[request] + offset, prompt_len[request])
-            request, offset = request[edited], offset[edited]
-            found.append((ends - scheduled)[request] + offset)
-            owners.append(slot[request].astype(np.int64))
-            masks.append(bits[request])
+            offset = np.arange(len(request)) - np.repeat(np.cumsum(counts) - counts, counts)
+            if not positions.everywhere:
+                edited = positions.mask(computed[request] + offset, prompt_len[request])
+                request, offset = request[edited], offset[edited]
+            ends = np.cumsum(scheduled, dtype=np.int64)
+            found.append(((ends - scheduled)[request] + offset, slot[request].astype(np.int64), bits[request]))
         if not found:
-            return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64)
-        tokens, first, inverse = np.unique(np.concatenate(found), return_index=True, return_inverse=True)
+            return NOTHING, NOTHING, NOTHING
+        if len(found) == 1:
+            return found[0]
+        every, owners, masks = (np.concatenate(column) for column in zip(*found, strict=True))
+        tokens, first, inverse = np.unique(every, return_index=True, return_inverse=True)
         combined = np.zeros(len(tokens), dtype=np.int64)
-        np.bitwise_or.at(combined, inverse, np.concatenate(masks))
-        return tokens, np.concatenate(owners)[first], combined
+        np.bitwise_or.at(combined, inverse, masks)
+        return tokens, owners[first], combined

@@ -32,12 +32,17 @@ class Entries:
         return len(self.bias)
 
 
+NO_ENTRIES = Entries(np.zeros(1, np.int32), np.zeros(1, np.int32), np.zeros(1, np.float32), np.zeros(1, np.int8))
+"""A run that is there and adds nothing."""
+
+
 class Runs:
     """A heap of entries, and per pass and row a run in it.
 
     Attributes:
         down, up: int32 `[entries]`; bias: float32 `[entries]`; code: int8 `[entries]`. Entry 0 adds nothing.
         table: int32 `[passes, rows, 2]`: start and length of the run.
+        version: changes when a row does.
     """
 
     def __init__(self, passes: int, rows: int, entries: int, device: torch.device, growable: bool) -> None:
@@ -46,10 +51,12 @@ class Runs:
         self.bias = torch.zeros(entries, device=device)
         self.code = torch.zeros(entries, dtype=torch.int8, device=device)
         self.table = torch.zeros(passes, rows, 2, dtype=torch.int32, device=device)
+        self.version = 0
         self.reset()
 
     def reset(self) -> None:
         """Forget all rows."""
+        self.version += 1
         self._end = 1
         self._free: dict[int, list[int]] = {}
         self._held: dict[int, tuple[int, int]] = {}
@@ -89,6 +96,7 @@ class Runs:
 
     def remove(self, row: int) -> None:
         """Empty a row."""
+        self.version += 1
         start, total = self._held.pop(row)
         self._free.setdefault(total, []).append(start)
         self._free_rows.append(row)

@@ -18,6 +18,9 @@ TRIED_LENGTHS = 256
 INPUT = "input"
 """Source name of the input of the linear module whose output a site writes."""
 
+KEEP = -1
+"""Number of the stage in which a site's state is kept for later sites that read it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shard:
@@ -55,6 +58,7 @@ class Site:
         shard: what of the whole site this rank holds, None for all of it.
         sources: what its edits may read besides their own state, each with what this rank holds of it.
         stages: passes, by stage; each stage reads what the one before wrote.
+        keep: row of `Runs.table` that says whose state is kept for later sites, None where nobody's is.
     """
 
     name: str
@@ -64,6 +68,7 @@ class Site:
     shard: Shard | None = None
     sources: dict[str, Shard | None] = field(default_factory=dict)
     stages: list[list[Pass]] = field(default_factory=list)
+    keep: int | None = None
 
     def find(self, stage: int, source: str | None) -> Pass | None:
         """The pass of a stage with a source, if there is one already."""

@@ -13,11 +13,12 @@ from reft_plugins.errors import UnsupportedProgramError
 from reft_plugins.positions import Positions
 from reft_plugins.program import ACTIVATIONS, Edit
 from reft_vllm.execution.captures import Captures
+from reft_vllm.execution.cpu import BatchedExecutor
 from reft_vllm.execution.pages import Pool
-from reft_vllm.execution.plan import StepPlan
-from reft_vllm.execution.rows import MAX_GROUPS, Int32s, Int64s, TokenRows
-from reft_vllm.execution.runs import DIAGONAL, Entries, Runs
-from reft_vllm.execution.site import Pass, Point, Shard, Site, stages_of
+from reft_vllm.execution.plan import Executor
+from reft_vllm.execution.rows import MAX_GROUPS, NOTHING, Int32s, Int64s, TokenRows
+from reft_vllm.execution.runs import DIAGONAL, NO_ENTRIES, Entries, Runs
+from reft_vllm.execution.site import INPUT, KEEP, Pass, Point, Shard, Site, stages_of
 from reft_vllm.settings import Settings, canonical
 
 FIXED_ENTRIES = 1 << 18
@@ -29,7 +30,7 @@ class Work:
     """Entries that one read of a site needs, by tokens of one position group.
 
     Attributes:
-        stage: among the edits of the site, whatever their positions; group: its bit.
+        stage: among the edits of the site, whatever their positions; `KEEP` where its state is read; group: its bit.
     """
 
     site: Site
@@ -47,13 +48,11 @@ class Loaded:
         entries: of every edit.
         pages: by width, to be released.
         rows: by set of groups, those made so far.
-        reads: components that its edits read away from where they are written.
     """
 
     entries: list[Work] = field(default_factory=list)
     pages: list[tuple[int, list[int]]] = field(default_factory=list)
     rows: dict[int, int] = field(default_factory=dict)
-    reads: set[tuple[int, str]] = field(default_factory=set)
 
 
 class EngineState:
@@ -62,9 +61,8 @@ class EngineState:
     Attributes:
         movable: buffers may be replaced, since no captured graph points at them (CPU).
         sites: by name; layers: global indices of the decoder layers of this pipeline rank, under `layers_prefix`.
-        plan: of the current step.
+        executor: runs the edits of the current step.
         launching: False while nothing may be launched (graphs captured without adapters).
-        kept: float32 `[edited, width]` by component: states of the current layer that later sites read.
         refusal: why nothing can be served by this worker, empty when it can.
         captures: activations that requests asked for.
         weighted: slots whose adapter has weight deltas that vLLM itself executes.
@@ -84,13 +82,12 @@ class EngineState:
         self.layers: frozenset[int] = frozenset()
         self.layers_prefix = ""
         self.folded = TokenRows(slots)
-        self.plan = StepPlan()
+        self.executor: Executor = BatchedExecutor(self.pool, self.runs)
         self.launching = True
-        self.reads: frozenset[tuple[int, str]] = frozenset()
-        self.kept: dict[str, Tensor] = {}
         self.weighted: set[int] = set()
         self.captures = Captures()
         self._loaded: dict[int, Loaded] = {}
+        self._known_rows: dict[int, Int64s] = {}
         self.refusal = (
             "edits are not served by vLLM's V2 model runner yet; start the engine with VLLM_USE_V2_MODEL_RUNNER=0"
         )
@@ -101,6 +98,7 @@ class EngineState:
         for site in sites:
             self.sites[site.name] = site
             if not self.movable:
+                self._pass(site, KEEP, None)
                 for stage in range(self.settings.stages):
                     for source in (None, *site.sources):
                         self._pass(site, stage, source)
@@ -129,7 +127,6 @@ class EngineState:
             raise
         if weighted:
             self.weighted.add(slot)
-        self.reads = frozenset(read for each in self._loaded.values() for read in each.reads)
         self.folded.assign(slot, groups, in_front)
 
     @torch.inference_mode()
@@ -140,7 +137,8 @@ class EngineState:
         loaded = self._loaded.pop(slot, None)
         if loaded is None:
             return
-        for row in loaded.rows.values():
+        for mask, row in loaded.rows.items():
+            self._known_rows[mask][slot] = -1
             self.runs.remove(row)
         for width, pages in loaded.pages:
             self.pool.of(width).release(pages)
@@ -152,46 +150,52 @@ class EngineState:
         self.steps += 1
         self.edited_steps += bool(len(tokens))
         self.edited_tokens += len(tokens)
-        self.most_adapters = max(self.most_adapters, len(np.unique(slot[slot >= 0])))
-        self.plan = StepPlan.of(tokens, self._rows(owners, masks))
+        self.most_adapters = max(self.most_adapters, int(np.count_nonzero(np.bincount(slot + 1)[1:])))
+        self.executor.begin(tokens, self._rows(owners, masks))
 
     def end_steps(self) -> None:
         """Edit nothing until the next `begin_step` (warm-up and idle passes)."""
-        self.plan = StepPlan()
+        self.executor.begin(NOTHING, NOTHING)
         self.captures.step = {}
 
     def _rows(self, owners: Int64s, masks: Int64s) -> Int64s:
         """The row of each token, made where it is asked for the first time."""
-        if not len(owners):
-            return owners
-        pairs, inverse = np.unique(np.stack([owners, masks], axis=1), axis=0, return_inverse=True)
-        wanted = [(int(owner), int(mask)) for owner, mask in pairs]
-        rows = [self._row(owner, mask) for owner, mask in wanted]
-        if None in rows:
-            self._forget_rows()
-            rows = [self._row(owner, mask) for owner, mask in wanted]
-        return np.array(rows, dtype=np.int64)[inverse.reshape(-1)]
+        rows = np.empty_like(owners)
+        for mask in set(masks.tolist()):
+            chosen = masks == mask
+            known = self._known_rows.get(mask)
+            if known is None:
+                known = self._known_rows[mask] = np.full(self.slots, -1, dtype=np.int64)
+            for slot in np.unique(owners[chosen & (known[owners] < 0)]).tolist():
+                if not self._make_row(slot, mask):
+                    self._forget_rows()
+                    return self._rows(owners, masks)
+            rows[chosen] = known[owners[chosen]]
+        return rows
 
-    def _row(self, slot: int, mask: int) -> int | None:
+    def _make_row(self, slot: int, mask: int) -> bool:
         loaded = self._loaded[slot]
-        if mask not in loaded.rows:
-            row = self.runs.add(self._passes([work for work in loaded.entries if work.group & mask]))
-            if row is None:
-                return None
-            loaded.rows[mask] = row
-        return loaded.rows[mask]
+        row = self.runs.add(self._passes([work for work in loaded.entries if work.group & mask]))
+        if row is None:
+            return False
+        self._known_rows[mask][slot] = loaded.rows[mask] = row
+        return True
 
     def _passes(self, work: Sequence[Work]) -> list[tuple[int, Entries]]:
         """The pass of each; stages in which none of them is are skipped, so that few are needed at any token."""
         stages: dict[str, list[int]] = {}
+        passes: list[tuple[int, Entries]] = []
         for one in work:
             seen = stages.setdefault(one.site.name, [])
-            if one.stage not in seen:
+            if one.stage not in seen and one.stage != KEEP:
                 seen.append(one.stage)
-        return [(self._pass(one.site, stages[one.site.name].index(one.stage), one.source), one.entries) for one in work]
+            stage = KEEP if one.stage == KEEP else seen.index(one.stage)
+            passes.append((self._pass(one.site, stage, one.source), one.entries))
+        return passes
 
     def _forget_rows(self) -> None:
         self.runs.reset()
+        self._known_rows.clear()
         for loaded in self._loaded.values():
             loaded.rows.clear()
 
@@ -202,8 +206,8 @@ class EngineState:
                 source = (
                     None if edit.reads is None or canonical(edit.reads) == site.component else canonical(edit.reads)
                 )
-                if source is not None:
-                    loaded.reads.add((site.layer, source))
+                if source is not None and source != INPUT:
+                    loaded.entries.append(Work(self.sites[f"{site.layer}.{source}"], KEEP, None, bit, NO_ENTRIES))
                 for reads, entries in self._entries(site, edit, source, loaded):
                     loaded.entries.append(Work(site, stage, reads, bit, entries))
 
@@ -231,6 +235,9 @@ class EngineState:
 
     def _pass(self, site: Site, stage: int, source: str | None) -> int:
         """The index of a pass of a site, made where it is asked for the first time."""
+        if stage == KEEP:
+            site.keep = self.runs.add_passes(1) if site.keep is None else site.keep
+            return site.keep
         found = site.find(stage, source)
         if found is None:
             while len(site.stages) <= stage:
