@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,6 +62,10 @@ class Captures:
         if self._running:
             for request_id in scheduler_output.finished_req_ids:
                 self._running.pop(request_id, None)
+
+    def wants(self, requests: Iterable[str]) -> bool:
+        """Whether any of these requests captures."""
+        return bool(self._running) and any(request in self._running for request in requests)
 
     def begin_step(
         self, requests: Sequence[str], scheduled: Int32s, computed: Int32s, prompt_len: Int32s, in_front: Int32s

@@ -37,5 +37,7 @@ POINTS = (
     PatchPoint(
         "vllm.v1.engine.async_llm", "AsyncLLM.generate", ("self", "prompt", "sampling_params", "request_id"), _generate
     ),
+)
+RUNNER_POINTS = (
     PatchPoint("vllm.v1.worker.gpu_worker", "Worker.execute_model", ("self", "scheduler_output"), _execute_model),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,12 +42,23 @@ def at_rest(manager: Any, lora_ids: Ints, computed: Ints, prompt_len: Ints) -> b
     return not any(model is None or lasting(getattr(model, "program", None)) for model in models)
 
 
-def begin_step(manager: Any, lora_ids: Ints, scheduled: Ints, computed: Ints, prompt_len: Ints) -> None:
-    """Tell the state of this worker about the coming step; all int `[requests]`, as in `at_rest`."""
+def begin_step(
+    manager: Any, requests: Sequence[str], lora_ids: Ints, scheduled: Ints, computed: Ints, prompt_len: Ints
+) -> None:
+    """Tell the state of this worker about the coming step.
+
+    Args:
+        requests: ids, in the order of the batch; scheduled: int `[requests]`, tokens of each in this step; the others
+            as in `at_rest`.
+    """
+    state = manager.reft
     slots = {lora_id: slot for slot, lora_id in enumerate(manager.lora_index_to_id) if lora_id is not None}
     slot = np.array([slots.get(lora_id, -1) for lora_id in lora_ids.tolist()], dtype=np.int32)
-    manager.reft.launching = not at_rest(manager, lora_ids, computed, prompt_len)
-    manager.reft.begin_step(slot, scheduled.astype(np.int32), computed.astype(np.int32), prompt_len.astype(np.int32))
+    scheduled, computed, prompt_len = (part.astype(np.int32) for part in (scheduled, computed, prompt_len))
+    state.launching = not at_rest(manager, lora_ids, computed, prompt_len)
+    state.begin_step(slot, scheduled, computed, prompt_len)
+    in_front = np.where(slot >= 0, state.folded.in_front[slot], 0)
+    state.captures.begin_step(requests, scheduled, computed, prompt_len, in_front)
 
 
 def _select_dummy_loras(original: Original) -> Original:

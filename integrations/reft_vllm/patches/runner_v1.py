@@ -16,6 +16,7 @@ def _set_active_loras(original: Original) -> Original:
         requests = len(num_scheduled_tokens)
         begin_step(
             self.lora_manager._adapter_manager,
+            input_batch.req_ids[:requests],
             input_batch.request_lora_mapping[:requests],
             np.asarray(num_scheduled_tokens),
             input_batch.num_computed_tokens_cpu[:requests],
@@ -28,10 +29,12 @@ def _set_active_loras(original: Original) -> Original:
 def _determine_batch_execution(original: Original) -> Original:
     def determine(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Comes after `set_active_loras`; warm-up and capture say themselves how many LoRAs they are for."""
-        specialized = self.lora_config is not None and self.compilation_config.cudagraph_specialize_lora
-        asked = specialized and kwargs.get("force_num_active_loras") is None
-        if asked and not self.lora_manager._adapter_manager.reft.launching:
-            kwargs["force_num_active_loras"] = 0
+        if self.lora_config is not None and kwargs.get("force_num_active_loras") is None:
+            state = self.lora_manager._adapter_manager.reft
+            if not state.launching and self.compilation_config.cudagraph_specialize_lora:
+                kwargs["force_num_active_loras"] = 0
+            if state.captures.step:  # a replayed graph runs nothing of ours in Python
+                kwargs["force_eager"] = True
         return original(self, *args, **kwargs)
 
     return determine
@@ -72,7 +75,7 @@ READS = (
     Reads(
         "vllm.v1.worker.gpu_input_batch",
         "InputBatch",
-        ("request_lora_mapping", "num_computed_tokens_cpu", "num_prompt_tokens"),
+        ("req_ids", "request_lora_mapping", "num_computed_tokens_cpu", "num_prompt_tokens"),
     ),
     Reads("vllm.config.compilation", "CompilationConfig", ("cudagraph_specialize_lora",)),
 )

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from reft_vllm.patches.rest import at_rest, begin_step
 from reft_vllm.patching import Original, PatchPoint, Reads
 
@@ -33,6 +31,7 @@ def _set_active_loras(original: Original) -> Original:
         index = batch.idx_mapping_np
         begin_step(
             self.lora_manager._adapter_manager,
+            batch.req_ids,
             self.lora_state.lora_ids[index],
             batch.num_scheduled_tokens,
             batch.num_computed_tokens_np,
@@ -46,17 +45,29 @@ def _active_loras_for_dispatch(original: Original) -> Original:
     def count(lora_config: Any, lora_state: Any, req_ids: Any, dummy_run: bool) -> int:
         """The graph is chosen before adapters are in their slots and before the batch is in order."""
         runner = getattr(lora_state, "reft_runner", None)
-        if runner is not None and not dummy_run:
-            states = runner.req_states
-            index = np.fromiter((states.req_id_to_index[one] for one in req_ids), dtype=np.int64, count=len(req_ids))
-            manager = runner.lora_manager._adapter_manager
-            computed, prompt_len = states.num_computed_tokens_np[index], states.prompt_len.np[index]
-            if at_rest(manager, lora_state.lora_ids[index], computed, prompt_len):
-                return 0
+        if runner is not None:
+            states, manager = runner.req_states, runner.lora_manager._adapter_manager
+            if runner.cudagraph_manager is not None:
+                runner.cudagraph_manager.reft_eager = not dummy_run and manager.reft.captures.wants(req_ids)
+            if not dummy_run:
+                index = [states.req_id_to_index[request] for request in req_ids]
+                computed, prompt_len = states.num_computed_tokens_np[index], states.prompt_len.np[index]
+                if at_rest(manager, lora_state.lora_ids[index], computed, prompt_len):
+                    return 0
         found: int = original(lora_config, lora_state, req_ids, dummy_run)
         return found
 
     return count
+
+
+def _dispatch(original: Original) -> Original:
+    def dispatch(cudagraph_manager: Any, *args: Any, **kwargs: Any) -> Any:
+        """A replayed graph runs nothing of ours in Python, so that a step with captures is none."""
+        if getattr(cudagraph_manager, "reft_eager", False):
+            kwargs["need_eager"] = True
+        return original(cudagraph_manager, *args, **kwargs)
+
+    return dispatch
 
 
 def adopt(runner: Any) -> None:
@@ -65,6 +76,8 @@ def adopt(runner: Any) -> None:
 
 
 _RUNNER = "vllm.v1.worker.gpu.model_runner"
+
+_DISPATCH = ("cudagraph_manager", "num_reqs", "num_tokens", "uniform_token_count", "dp_size", "dp_rank")
 
 RUNNER = f"{_RUNNER}.GPUModelRunner"
 RUNNER_POINTS = (
@@ -90,6 +103,15 @@ RUNNER_POINTS = (
         ("lora_config", "lora_state", "req_ids", "dummy_run"),
         _active_loras_for_dispatch,
     ),
+    PatchPoint(
+        _RUNNER,
+        "dispatch_cg_and_sync_dp",
+        {
+            "0.26": (*_DISPATCH, "need_eager"),
+            "0.28": (*_DISPATCH, "max_query_len", "need_eager"),
+        },
+        _dispatch,
+    ),
 )
 READS = (
     Reads("vllm.v1.worker.gpu.lora_utils", "LoraState", ("lora_ids",)),
@@ -98,6 +120,6 @@ READS = (
     Reads(
         "vllm.v1.worker.gpu.input_batch",
         "InputBatch",
-        ("idx_mapping_np", "num_scheduled_tokens", "num_computed_tokens_np"),
+        ("req_ids", "idx_mapping_np", "num_scheduled_tokens", "num_computed_tokens_np"),
     ),
 )
