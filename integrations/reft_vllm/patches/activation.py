@@ -1,7 +1,7 @@
 """A step whose adapters are in their slots already looks at nothing but them.
 
-vLLM copies the set of all adapters it keeps once per adapter of the step, which grows with both numbers: 10 ms a step at
-256 of each.
+vLLM copies the set of all adapters it keeps once per adapter of the step, which grows with both numbers: 10 ms a step
+at 256 of each.
 """
 
 from __future__ import annotations
