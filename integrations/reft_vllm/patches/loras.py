@@ -81,27 +81,10 @@ def _activate_adapter(original: Original) -> Original:
     return activate
 
 
-def _apply_adapters(original: Original) -> Original:
-    def apply(self: Any, lora_requests: Any) -> None:
-        """In one order everywhere: the order of a set of names differs between processes, and so would the slots.
-
-        Tensor-parallel ranks add up what each found for the same token, so they must hold it in the same place.
-        """
-        original(self, sorted(filter(None, lora_requests), key=lambda request: request.lora_int_id))
-
-    return apply
-
-
 _MANAGER = "vllm.lora.model_manager"
 
 POINTS = (
     PatchPoint("vllm.lora.worker_manager", "WorkerLoRAManager._load_adapter", ("self", "lora_request"), _load_adapter),
-    PatchPoint(
-        "vllm.lora.worker_manager",
-        "LRUCacheWorkerLoRAManager._apply_adapters",
-        ("self", "lora_requests"),
-        _apply_adapters,
-    ),
     PatchPoint(_MANAGER, "LoRAModelManager._create_lora_modules", ("self",), _create_lora_modules),
     PatchPoint(_MANAGER, "LoRAModelManager.create_dummy_lora", ("self", "lora_id", "rank"), _create_dummy_lora),
     PatchPoint(_MANAGER, "LoRAModelManager.activate_adapter", ("self", "lora_id"), _activate_adapter),
