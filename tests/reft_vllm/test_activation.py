@@ -56,3 +56,17 @@ def test_absent_and_reloaded_ones_go_through_vllm_after_the_present_are_touched(
 
 def test_more_than_there_are_slots_is_for_vllm_to_refuse(worker) -> None:
     assert apply(worker, *map(request, range(4))) == [{0, 1, 2, 3}]
+
+
+def test_order_does_not_depend_on_the_process(worker) -> None:
+    """vLLM hands over a set of names, whose order is another one in every rank."""
+    handed: list[list[int]] = []
+
+    def original(self, lora_requests) -> None:
+        handed.append([one.lora_int_id for one in lora_requests])
+
+    apply = POINTS[0].wrap(original)
+    apply(worker, [request(2), request(0), request(1)])
+    assert list(worker._adapter_manager._active_adapters.order) == [0, 1, 2]
+    apply(worker, [request(7), request(4), request(0)])
+    assert handed == [[4, 7]]

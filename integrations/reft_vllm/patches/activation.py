@@ -1,7 +1,8 @@
-"""A step whose adapters are in their slots already looks at nothing but them.
+"""A step whose adapters are in their slots already looks at nothing but them, and does so in the same order everywhere.
 
 vLLM copies the set of all adapters it keeps once per adapter of the step, which grows with both numbers: 10 ms a step
-at 256 of each.
+at 256 of each. And the order of a set of names differs between processes, and so would the slots: tensor-parallel ranks
+add up what each found for the same token, so all must hold it in the same place.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ def _apply_adapters(original: Original) -> Original:
         kept, active = manager._registered_adapters, manager._active_adapters
         if len(lora_requests) > manager.lora_slots:
             return original(self, lora_requests)
-        absent = set()
-        for request in lora_requests:
+        absent = []
+        for request in sorted(filter(None, lora_requests), key=lambda request: request.lora_int_id):
             number = request.lora_int_id
             if number in active and number in kept and not request.load_inplace:
                 kept.touch(number)
                 active.touch(number)
             else:
-                absent.add(request)
+                absent.append(request)
         return original(self, absent) if absent else None
 
     return apply
