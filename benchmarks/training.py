@@ -22,6 +22,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from bases import make_llama
+
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "benchmarks"
 PEERS = Path(__file__).resolve().parent / "training_peers"
@@ -35,7 +37,12 @@ def main() -> None:
     pyreft_python = _pyreft_environment()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        base = arguments.base or _make_base(folder / "base", arguments)
+        base = arguments.base or make_llama(
+            folder / "base",
+            hidden_size=arguments.hidden_size,
+            layers=arguments.layers,
+            vocabulary=arguments.vocabulary,
+        )
         data = _make_data(folder / "data.jsonl", arguments)
         job = {
             "base": str(base),
@@ -113,34 +120,6 @@ def _print(results: dict[str, list[dict[str, dict]]]) -> None:
                 f"{method:8} {library:14} {middle['tokens_per_second']:9.0f} {middle['peak_mib']:9.0f} "
                 f"{middle['training_mib']:12.0f}   {ratio}"
             )
-
-
-def _make_base(folder: Path, arguments: argparse.Namespace) -> Path:
-    """A Llama with random weights and a tokenizer of whole words `w0`, `w1`, …"""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i + 3 for i in range(arguments.vocabulary - 3)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=512
-    ).save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=arguments.vocabulary,
-        hidden_size=arguments.hidden_size,
-        intermediate_size=arguments.hidden_size * 11 // 4,
-        num_hidden_layers=arguments.layers,
-        num_attention_heads=arguments.hidden_size // 64,
-        num_key_value_heads=max(1, arguments.hidden_size // 128),
-        max_position_embeddings=512,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 def _make_data(path: Path, arguments: argparse.Namespace) -> Path:
