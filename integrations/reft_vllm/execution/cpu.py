@@ -14,8 +14,8 @@ from reft_plugins.program import ACTIVATIONS
 from reft_vllm.execution.pages import Pool
 from reft_vllm.execution.plan import by_row, cut, fitting_size
 from reft_vllm.execution.rows import NOTHING, Int64s
-from reft_vllm.execution.runs import DIAGONAL, Runs
-from reft_vllm.execution.site import INPUT, Pass, Site
+from reft_vllm.execution.runs import Runs
+from reft_vllm.execution.site import INPUT, SCALE, Pass, Site
 
 Function = Callable[[Tensor], Tensor]
 
@@ -28,7 +28,6 @@ class Units:
         chunks: int64 `[units]`, None where there is one unit per chunk in order.
         down, up: int32 `[units, size]`, pages; bias: float32 `[units, 1, size]`.
         activations: functions, each with the bool `[units, 1, size]` it applies to, None for all.
-        diagonal: float32 `[units, 1, size]`, 1 at diagonal entries; None where there are none.
     """
 
     chunks: Tensor | None
@@ -36,7 +35,6 @@ class Units:
     up: Tensor
     bias: Tensor
     activations: tuple[tuple[Function, Tensor | None], ...]
-    diagonal: Tensor | None
 
     @classmethod
     def of(cls, runs: Runs, number: int, rows: Int64s) -> Units | None:
@@ -51,19 +49,14 @@ class Units:
         if not real.all():
             up[torch.from_numpy(~real)] = 0
         codes = set(code.flat)
-        one = len(codes) == 1
         activations = tuple(
-            (
-                torch.zeros_like if each == DIAGONAL else FUNCTIONS[ACTIVATIONS[each]],
-                None if one else torch.from_numpy(code == each)[:, None],
-            )
+            (FUNCTIONS[ACTIVATIONS[each]], None if len(codes) == 1 else torch.from_numpy(code == each)[:, None])
             for each in sorted(codes)
-            if each == DIAGONAL or ACTIVATIONS[each] != "identity"
+            if ACTIVATIONS[each] != "identity"
         )
-        diagonal = torch.from_numpy(code == DIAGONAL).float()[:, None] if DIAGONAL in codes else None
         every = len(pieces.owner) == len(rows) and bool((length > 0).all())
         chunks = None if every else torch.from_numpy(pieces.owner)
-        return cls(chunks, down, up, bias[:, None], activations, diagonal)
+        return cls(chunks, down, up, bias[:, None], activations)
 
 
 @dataclass(slots=True, eq=False)
@@ -160,27 +153,31 @@ class BatchedExecutor:
 
     def _change(self, plan: Plan, site: Site, one: Pass, units: Units, before: Tensor, given: Tensor | None) -> Tensor:
         """What a pass adds, float32 `[chunks * size, width]`; `before` likewise is what its stage reads."""
-        source = before
-        if one.source == INPUT:
-            assert given is not None
-            source = given.index_select(0, plan.filled).float()
-        elif one.source is not None:
-            source = self._kept[one.source]
-        low = torch.bmm(_chunks(source, plan, units), self._pages(units.down, source.shape[1]).transpose(1, 2))
-        if site.shard_of(one.source) is not None:
-            from vllm.distributed import tensor_model_parallel_all_reduce
-
-            low = tensor_model_parallel_all_reduce(low)
-        low = value = low + units.bias
-        for function, where in units.activations:
-            value = function(low) if where is None else torch.where(where, function(low), value)
         up = self._pages(units.up, before.shape[1])
-        change = torch.bmm(value, up)
-        if units.diagonal is not None:
-            change = change + _chunks(before, plan, units) * torch.bmm(units.diagonal, up)
+        if one.source == SCALE:
+            change = _chunks(before, plan, units) * up.sum(1, keepdim=True)
+        else:
+            source = _chunks(self._source(plan, one.source, before, given), plan, units)
+            low = torch.bmm(source, self._pages(units.down, source.shape[2]).transpose(1, 2))
+            if site.shard_of(one.source) is not None:
+                from vllm.distributed import tensor_model_parallel_all_reduce
+
+                low = tensor_model_parallel_all_reduce(low)
+            low = value = low + units.bias
+            for function, where in units.activations:
+                value = function(low) if where is None else torch.where(where, function(low), value)
+            change = torch.bmm(value, up)
         if units.chunks is not None:
             change = before.new_zeros(len(plan.rows), *change.shape[1:]).index_add_(0, units.chunks, change)
         return change.view(before.shape)
+
+    def _source(self, plan: Plan, name: str | None, before: Tensor, given: Tensor | None) -> Tensor:
+        if name is None:
+            return before
+        if name != INPUT:
+            return self._kept[name]
+        assert given is not None
+        return given.index_select(0, plan.filled).float()
 
     def _pages(self, pages: Tensor, width: int) -> Tensor:
         """Float32 `[units, size, width]`."""

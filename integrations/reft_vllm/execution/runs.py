@@ -10,17 +10,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-DIAGONAL = 127
-"""Activation code of an entry that multiplies the state element by element instead of projecting it."""
-
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """Low-rank rows: each adds `act(x . down + bias) * up`, a `DIAGONAL` one `state * up`.
+    """Low-rank rows: each adds `act(x . down + bias) * up`, in a pass of `SCALE` just `state * up`.
 
     Attributes:
         down, up: int32 `[n]`, pages of the widths that the pass reads and writes; bias: float32 `[n]`.
-        code: int8 `[n]`, index of the activation or `DIAGONAL`.
+        code: int8 `[n]`, index of the activation in `ACTIVATIONS`.
     """
 
     down: npt.NDArray[np.int32]

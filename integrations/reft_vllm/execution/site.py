@@ -12,11 +12,15 @@ from torch import Tensor
 from reft_plugins.errors import UnsupportedProgramError
 from reft_plugins.positions import Positions
 from reft_plugins.program import Edit
+from reft_vllm.settings import canonical
 
 TRIED_LENGTHS = 256
 
 INPUT = "input"
 """Source name of the input of the linear module whose output a site writes."""
+
+SCALE = "scale"
+"""Source name of the state's own elements, each multiplied instead of projected."""
 
 KEEP = -1
 """Number of the stage in which a site's state is kept for later sites that read it."""
@@ -27,6 +31,11 @@ class Shard:
     """The columns of a whole tensor that this tensor-parallel rank holds, as ranges side by side."""
 
     ranges: tuple[tuple[int, int], ...]
+
+    @property
+    def width(self) -> int:
+        """How many they are."""
+        return sum(stop - start for start, stop in self.ranges)
 
     def of(self, values: Tensor) -> Tensor:
         """Those columns of `[n, whole]`."""
@@ -40,7 +49,7 @@ class Pass:
 
     Attributes:
         index: row of `Runs.table`.
-        source: None for the state that the site writes, `INPUT`, or the name of a component that ran before.
+        source: None for the state that the site writes, `SCALE`, `INPUT`, or the name of a component that ran before.
     """
 
     index: int
@@ -80,6 +89,11 @@ class Site:
         """What this rank holds of a source, None for all of it."""
         return self.shard if source is None else self.sources.get(source)
 
+    @property
+    def reading(self) -> tuple[str | None, ...]:
+        """All that a stage may read."""
+        return None, SCALE, *self.sources
+
 
 @dataclass(slots=True, eq=False)
 class Point:
@@ -87,6 +101,22 @@ class Point:
 
     name: str
     sites: list[Site]
+
+
+def source_of(edit: Edit, site: Site) -> str | None:
+    """What an edit reads there, as `Pass.source`.
+
+    Raises:
+        UnsupportedProgramError: the site cannot be given that.
+    """
+    if edit.reads is None or canonical(edit.reads) == site.component:
+        return None
+    source = canonical(edit.reads)
+    if source not in site.sources:
+        raise UnsupportedProgramError(
+            f"{edit}: reads {edit.reads}, which this model does not have, or has later than {site.name}"
+        )
+    return source
 
 
 def stages_of(edits: Sequence[Edit]) -> list[list[Edit]]:

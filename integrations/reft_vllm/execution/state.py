@@ -12,16 +12,16 @@ from torch import Tensor
 from reft_plugins.errors import UnsupportedProgramError
 from reft_plugins.positions import Positions
 from reft_plugins.program import ACTIVATIONS, Edit
+from reft_vllm.execution.capacity import ENTRIES_PER_SLOT, ROWS_PER_SLOT, check_fits
 from reft_vllm.execution.captures import Captures
 from reft_vllm.execution.cpu import BatchedExecutor
 from reft_vllm.execution.pages import Pool
 from reft_vllm.execution.plan import Executor
 from reft_vllm.execution.rows import MAX_GROUPS, NOTHING, Int32s, Int64s, TokenRows
-from reft_vllm.execution.runs import DIAGONAL, NO_ENTRIES, Entries, Runs
-from reft_vllm.execution.site import INPUT, KEEP, Pass, Point, Shard, Site, stages_of
-from reft_vllm.settings import Settings, canonical
+from reft_vllm.execution.runs import NO_ENTRIES, Entries, Runs
+from reft_vllm.execution.site import INPUT, KEEP, SCALE, Pass, Point, Shard, Site, source_of, stages_of
+from reft_vllm.settings import Settings
 
-FIXED_ENTRIES = 1 << 18
 INITIAL_ROWS, INITIAL_ENTRIES = 64, 1024
 
 
@@ -59,7 +59,7 @@ class EngineState:
     """All adapters loaded in one worker, and what the current step edits.
 
     Attributes:
-        movable: buffers may be replaced, since no captured graph points at them (CPU).
+        movable: buffers may be replaced, since no captured graph points at them; default: on CPU.
         sites: by name; layers: global indices of the decoder layers of this pipeline rank, under `layers_prefix`.
         executor: runs the edits of the current step.
         launching: False while nothing may be launched (graphs captured without adapters).
@@ -70,19 +70,32 @@ class EngineState:
     """
 
     def __init__(
-        self, slots: int, max_tokens: int, device: torch.device | str, dtype: torch.dtype, settings: Settings
+        self,
+        slots: int,
+        max_tokens: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        settings: Settings,
+        movable: bool | None = None,
     ) -> None:
         self.slots, self.max_tokens, self.settings = slots, max_tokens, settings
         self.device, self.dtype = torch.device(device), dtype
-        self.movable = self.device.type == "cpu"
+        self.movable = self.device.type == "cpu" if movable is None else movable
         self.pool = Pool(self.device, dtype, self.movable, settings.pool_mib)
-        rows, entries = (INITIAL_ROWS, INITIAL_ENTRIES) if self.movable else (max_tokens + slots, FIXED_ENTRIES)
+        fixed = 1 + slots * ROWS_PER_SLOT, 1 + slots * ENTRIES_PER_SLOT
+        rows, entries = (INITIAL_ROWS, INITIAL_ENTRIES) if self.movable else fixed
         self.runs = Runs(0, rows, entries, self.device, self.movable)
         self.sites: dict[str, Site] = {}
         self.layers: frozenset[int] = frozenset()
         self.layers_prefix = ""
         self.folded = TokenRows(slots)
-        self.executor: Executor = BatchedExecutor(self.pool, self.runs)
+        self.executor: Executor
+        if self.movable:
+            self.executor = BatchedExecutor(self.pool, self.runs)
+        else:
+            from reft_vllm.execution.gpu import TritonExecutor
+
+            self.executor = TritonExecutor(self.pool, self.runs, max_tokens, settings.stages)
         self.launching = True
         self.weighted: set[int] = set()
         self.captures = Captures()
@@ -98,11 +111,26 @@ class EngineState:
         for site in sites:
             self.sites[site.name] = site
             if not self.movable:
-                self._pass(site, KEEP, None)
+                for source in site.sources:
+                    if source != INPUT:
+                        self._pass(self.sites[f"{site.layer}.{source}"], KEEP, None)
                 for stage in range(self.settings.stages):
-                    for source in (None, *site.sources):
-                        self._pass(site, stage, source)
+                    for read in site.reading:
+                        self._pass(site, stage, read)
         return Point(name, list(sites))
+
+    def check_fits(self, work: Mapping[str, Sequence[Edit]]) -> None:
+        """Refuse edits that `load` could not hold beside those of all other slots.
+
+        Raises:
+            UnsupportedProgramError: naming what is too much.
+        """
+        for name, edits in work.items():
+            if (site := self.sites.get(name)) is not None:
+                for edit in edits:
+                    source_of(edit, site)
+        if not self.movable:
+            check_fits(work, self.sites, self.pool, self.slots)
 
     @torch.inference_mode()
     def load(self, slot: int, work: Mapping[str, Sequence[Edit]], in_front: int = 0, weighted: bool = False) -> None:
@@ -116,6 +144,7 @@ class EngineState:
             UnsupportedProgramError: the edits do not fit; the slot is empty then.
         """
         self.clear(slot)
+        self.check_fits(work)
         groups = position_groups([edit for edits in work.values() for edit in edits])
         loaded = self._loaded[slot] = Loaded()
         try:
@@ -203,9 +232,7 @@ class EngineState:
         for stage, together in enumerate(stages_of(edits)):
             for edit in together:
                 bit = 1 << groups.index(edit.positions)
-                source = (
-                    None if edit.reads is None or canonical(edit.reads) == site.component else canonical(edit.reads)
-                )
+                source = source_of(edit, site)
                 if source is not None and source != INPUT:
                     loaded.entries.append(Work(self.sites[f"{site.layer}.{source}"], KEEP, None, bit, NO_ENTRIES))
                 for reads, entries in self._entries(site, edit, source, loaded):
@@ -225,7 +252,7 @@ class EngineState:
             found.append((None, _entries([0], shift, np.ones(1), identity)))
         if edit.scale is not None:
             scale = self._store(_part((edit.scale.float() - 1)[None], site.shard), loaded)
-            found.append((None, _entries([0], scale, np.zeros(1), DIAGONAL)))
+            found.append((SCALE, _entries([0], scale, np.zeros(1), identity)))
         return found
 
     def _store(self, values: Tensor, loaded: Loaded) -> list[int]:

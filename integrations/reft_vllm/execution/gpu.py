@@ -1,0 +1,195 @@
+"""Edits on GPU: buffers that never move, filled before a step, and the launch of Triton kernels that read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reft_vllm.execution import triton_kernels as kernels
+from reft_vllm.execution.capacity import LOW_WIDTH
+from reft_vllm.execution.pages import Pool
+from reft_vllm.execution.plan import by_row, cut
+from reft_vllm.execution.rows import Int64s
+from reft_vllm.execution.runs import Runs
+from reft_vllm.execution.site import INPUT, Site
+
+STAGING = 3
+"""Steps that the host may be ahead of the device before it waits."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Launch:
+    """The arguments of a site that are the same in every step.
+
+    Attributes:
+        number: of the site's first pass; keep: of its `KEEP` pass, 0 where there is none.
+        downs: buffers of pages of each source's width.
+        factors: this rank's weight of what comes from each source: 0 or 1 where a sum over ranks follows.
+        split: whether a source is divided over ranks.
+    """
+
+    number: int
+    keep: int
+    kept: Tensor | None
+    downs: tuple[Tensor, ...]
+    factors: tuple[float, ...]
+    split: bool
+
+
+class TritonExecutor:
+    """Runs edits on GPU, or in Triton's interpreter.
+
+    Attributes:
+        active: always; how much there is to do is known on the device.
+        chunks: of the current step.
+    """
+
+    active = True
+
+    def __init__(self, pool: Pool, runs: Runs, max_tokens: int, stages: int) -> None:
+        self.pool, self.runs, self.stages, self.max_tokens = pool, runs, stages, max_tokens
+        device = pool.device
+        self.chunks = 0
+        self._plan = torch.zeros(1 + 4 * max_tokens, dtype=torch.int32, device=device)
+        self._low = torch.zeros(max_tokens, LOW_WIDTH, device=device)
+        self._kept: dict[str, Tensor] = {}
+        self._launches: dict[str, Launch] = {}
+        self._staging = Staging(len(self._plan), device)
+        self._precision = "ieee" if pool.dtype == torch.float32 else "tf32"
+
+    def begin(self, tokens: Int64s, rows: Int64s) -> None:
+        """See `Executor.begin`; the device is not waited for."""
+        if not len(tokens) and not self.chunks:
+            return
+        ordered, distinct, starts, lengths = by_row(tokens, rows)
+        pieces = cut(lengths, kernels.BLOCK_TOKENS)
+        self.chunks = len(pieces.owner)
+        firsts = starts[pieces.owner] + pieces.offset
+        chunks = np.stack([distinct[pieces.owner], firsts, pieces.length], axis=1)
+        self._staging.send(np.concatenate([[self.chunks], chunks.reshape(-1), ordered]), self._plan)
+
+    def edit(self, site: Site, hidden: Tensor, residual: Tensor | None, source: Tensor | None) -> None:
+        """See `Executor.edit`. A site's first call makes its buffers and compiles, which no capture may contain."""
+        target = hidden if site.columns is None else hidden[:, slice(*site.columns)]
+        launch, programs = self._launches.get(site.name), self.chunks
+        if launch is None:
+            sources = [target, *(self._source(site, name, source) for name in site.sources)]
+            launch = self._launches[site.name] = self._prepare(site, sources)
+            programs = max(programs, 1)
+        elif self._capturing():
+            programs = len(hidden)
+        if programs:
+            sources = [target, *(self._source(site, name, source) for name in site.sources)]
+            run = self._run_split if launch.split else self._run
+            run(site, launch, programs, tuple(sources), residual)
+
+    def _capturing(self) -> bool:
+        return self.pool.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+    def _source(self, site: Site, name: str, given: Tensor | None) -> Tensor:
+        if name != INPUT:
+            return self._kept[name]
+        assert given is not None
+        return given
+
+    def _prepare(self, site: Site, sources: list[Tensor]) -> Launch:
+        target, kept = sources[0], None
+        if site.keep is not None:
+            width = target.shape[1]
+            if site.component not in self._kept:
+                self._kept[site.component] = target.new_zeros(self.max_tokens, width)
+            kept = self._kept[site.component]
+        sharded = [site.shard is not None, *(shard is not None for shard in site.sources.values())]
+        lead = not any(sharded) or _rank() == 0
+        return Launch(
+            number=site.stages[0][0].index,
+            keep=site.keep or 0,
+            kept=kept,
+            downs=tuple(self.pool.of(each.shape[1]).buffer for each in sources),
+            factors=tuple(float(lead or each) for each in sharded),
+            split=any(sharded),
+        )
+
+    def _run(
+        self, site: Site, launch: Launch, programs: int, sources: tuple[Tensor, ...], residual: Tensor | None
+    ) -> None:
+        runs = self.runs
+        kernels.edit_kernel[(programs,)](
+            self._plan, runs.table, runs.table.shape[1], runs.down, runs.up, runs.bias, runs.code,
+            launch.number, launch.keep, *self._read(launch, sources, residual), launch.downs[0], self._low, LOW_WIDTH,
+            launch.kept, 0 if launch.kept is None else launch.kept.stride(0),
+            STAGES=self.stages, **self._blocks(),
+        )  # fmt: skip
+
+    def _run_split(
+        self, site: Site, launch: Launch, programs: int, sources: tuple[Tensor, ...], residual: Tensor | None
+    ) -> None:
+        """With a sum over ranks in the middle of each stage; the sum has as many rows as tokens were captured."""
+        from vllm.distributed import tensor_model_parallel_all_reduce
+
+        runs, target = self.runs, sources[0]
+        rest = None if residual is None else residual
+        for stage in range(self.stages):
+            number, last = launch.number + stage * (len(sources) + 1), stage == self.stages - 1
+            kernels.shrink_kernel[(programs,)](
+                self._plan, runs.table, runs.table.shape[1], runs.down, number,
+                *self._read(launch, sources, residual), self._low, LOW_WIDTH, **self._blocks(),
+            )  # fmt: skip
+            low = tensor_model_parallel_all_reduce(self._low[: len(target)])
+            kept = launch.kept if last else None
+            kernels.expand_kernel[(programs,)](
+                self._plan, runs.table, runs.table.shape[1], runs.up, runs.bias, runs.code, number, launch.keep,
+                target, target.stride(0), rest, 0 if rest is None else rest.stride(0), target.shape[1],
+                launch.downs[0], low, LOW_WIDTH, kept, 0 if kept is None else kept.stride(0),
+                SOURCES=len(sources), **self._blocks(),
+            )  # fmt: skip
+
+    def _read(self, launch: Launch, sources: tuple[Tensor, ...], residual: Tensor | None) -> tuple[Any, ...]:
+        return (
+            sources,
+            tuple(each.stride(0) for each in sources),
+            tuple(each.shape[1] for each in sources),
+            launch.factors,
+            launch.downs,
+            residual,
+            0 if residual is None else residual.stride(0),
+        )
+
+    def _blocks(self) -> dict[str, Any]:
+        return {
+            "PRECISION": self._precision,
+            "BLOCK_TOKENS": kernels.BLOCK_TOKENS,
+            "BLOCK_ENTRIES": kernels.BLOCK_ENTRIES,
+            "BLOCK_WIDTH": kernels.BLOCK_WIDTH,
+        }
+
+
+class Staging:
+    """Pinned memory in turns: a copy that the device has not made yet is not written over."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._buffers = [torch.zeros(size, dtype=torch.int32, pin_memory=self._cuda) for _ in range(STAGING)]
+        self._copied: list[Any] = [torch.cuda.Event() for _ in range(STAGING)] if self._cuda else []
+        self._turn = 0
+
+    def send(self, values: Int64s, target: Tensor) -> None:
+        """Copy int `[n]` to the start of `target`, in the order of the device's stream."""
+        self._turn = (self._turn + 1) % STAGING
+        buffer = self._buffers[self._turn]
+        if self._cuda:
+            self._copied[self._turn].synchronize()
+        buffer.numpy()[: len(values)] = values
+        target[: len(values)].copy_(buffer[: len(values)], non_blocking=True)
+        if self._cuda:
+            self._copied[self._turn].record()
+
+
+def _rank() -> int:
+    from vllm.distributed import get_tensor_model_parallel_rank
+
+    return int(get_tensor_model_parallel_rank())
