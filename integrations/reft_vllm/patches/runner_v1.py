@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from reft_vllm.patches import prefetch
 from reft_vllm.patches.rest import begin_step
 from reft_vllm.patching import Original, PatchPoint, Reads
 
@@ -52,6 +53,7 @@ POINTS = (
 )
 RUNNER = f"{_RUNNER}.GPUModelRunner"
 RUNNER_POINTS = (
+    prefetch.following(_RUNNER),
     PatchPoint(
         _RUNNER,
         "GPUModelRunner._determine_batch_execution_and_padding",

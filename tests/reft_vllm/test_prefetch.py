@@ -1,0 +1,99 @@
+"""Waiting adapters are named once, read in the background, and whatever is wrong with them harms nothing."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from itertools import count
+from types import SimpleNamespace
+
+import pytest
+from strong_adapters import strong_loreft
+
+from reft_vllm import admission, prefetch
+from reft_vllm.admission import KEPT, serve_base
+from reft_vllm.prefetch import Announcer, Prefetcher
+
+
+def waiting(*paths: str | None) -> list[SimpleNamespace]:
+    loras = [None if path is None else SimpleNamespace(lora_path=path) for path in paths]
+    return [SimpleNamespace(lora_request=lora) for lora in loras]
+
+
+def version(letter: str) -> str:
+    return f"/adapters/{letter}#sha256:{letter * 64}"
+
+
+def test_an_adapter_is_named_once_while_it_waits_in_the_window() -> None:
+    announcer = Announcer(window=3)
+    a, b, c = map(version, "abc")
+    assert announcer.of(waiting(a, None, "/somebody/elses/lora", b)) == (a,)
+    assert announcer.of(waiting(a, a, b, c)) == (b,)
+    assert announcer.of(waiting(b, c)) == (c,)
+    assert announcer.of(waiting()) == ()
+    assert announcer.of(waiting(b)) == (b,), "it waits again, and may be gone from memory by now"
+
+
+def test_no_more_of_the_queue_is_looked_at_than_the_window() -> None:
+    looked = count()
+
+    def endless():
+        for _ in looked:
+            yield from waiting(None)
+
+    assert Announcer(window=5).of(endless()) == ()
+    assert next(looked) <= 6
+
+
+@pytest.fixture
+def paths(tiny_llama, tmp_path):
+    """Exact LoRA paths of adapters that this process has not read."""
+    serve_base(str(tiny_llama))
+    directories = [strong_loreft(tiny_llama, "f1", seed=seed).save(tmp_path / str(seed)) for seed in range(3)]
+    found = [str(admission.exact(str(directory))) for directory in directories]
+    KEPT.clear()
+    return found
+
+
+def test_what_was_read_ahead_is_in_memory(paths) -> None:
+    ahead = Prefetcher()
+    before = KEPT.reads
+    ahead.ask(paths)
+    ahead.join()
+    assert (ahead.done, ahead.failed, KEPT.reads - before) == (3, 0, 3)
+    for path in paths:
+        assert admission.admit(path).program.edits
+    assert KEPT.reads - before == 3, "nothing was read again"
+
+
+def test_broken_adapters_stop_nothing_and_are_refused_when_their_turn_comes(paths) -> None:
+    directory = paths[1].partition("#")[0]
+    shutil.rmtree(directory)
+    ahead = Prefetcher()
+    ahead.ask(["/nowhere#sha256:" + "0" * 64, *paths])
+    ahead.join()
+    assert (ahead.done, ahead.failed) == (2, 2)
+    assert admission.admit(paths[2]).program.edits
+    with pytest.raises(admission.AdapterError):
+        admission.admit(paths[1])
+    ahead.ask(paths[:1])
+    ahead.join()
+    assert ahead.done == 3, "the thread lives on"
+
+
+def test_asking_never_waits(monkeypatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(path: str) -> None:
+        begun.set()
+        assert go_on.wait(20)
+
+    monkeypatch.setattr(prefetch, "admit", slow)
+    ahead = Prefetcher(queued=2)
+    ahead.ask(["a"])
+    assert begun.wait(20)
+    ahead.ask(["b", "c", "d", "e"])
+    assert (ahead.asked, ahead.dropped, ahead.done) == (5, 2, 0)
+    go_on.set()
+    ahead.join()
+    assert ahead.done == 3
