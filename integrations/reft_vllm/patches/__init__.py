@@ -4,26 +4,40 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reft_vllm.patches import capture, cpu, engine, front_end, loras, rest, runner_v1, runner_v2, runners
+from reft_vllm.patches import (
+    activation,
+    capture,
+    cpu,
+    engine,
+    front_end,
+    loras,
+    prefetch,
+    rest,
+    runner_v1,
+    runner_v2,
+    runners,
+)
 from reft_vllm.patching import Imports, Requirement
 from reft_vllm.source import imported_from_vllm
 
 PATCH_POINTS = (
     *engine.POINTS,
     *loras.POINTS,
+    *activation.POINTS,
     *rest.POINTS,
     *runners.POINTS,
     *runner_v1.POINTS,
     *cpu.POINTS,
     *front_end.POINTS,
     *capture.POINTS,
+    *prefetch.POINTS,
 )
 """What is patched when the plugin is loaded."""
 
 RUNNER_POINTS = (*capture.RUNNER_POINTS, *runner_v1.RUNNER_POINTS, *runner_v2.RUNNER_POINTS)
 """What is patched when a model runner of that kind loads its model, since importing it earlier is not safe."""
 
-READS = (*rest.READS, *runner_v1.READS, *runner_v2.READS)
+READS = (*activation.READS, *prefetch.READS, *rest.READS, *runner_v1.READS, *runner_v2.READS)
 
 
 def requirements() -> tuple[Requirement, ...]:
