@@ -66,6 +66,8 @@ class PatchPoint:
     def apply(self) -> None:
         """Replace the function; a second call changes nothing, nor does an optional function that is not there.
 
+        Several points may wrap one function, the last one outermost.
+
         Raises:
             PatchError: it is not there.
         """
@@ -76,10 +78,11 @@ class PatchPoint:
                 return
             raise PatchError(f"{self} is not there ({error})") from error
         function = original.__func__ if isinstance(original, classmethod | staticmethod) else original
-        if getattr(function, "_reft_patched", False):
+        wraps: tuple[Wrap, ...] = getattr(function, "_reft_wraps", ())
+        if self.wrap in wraps:
             return
         patched = self.wrap(function)
-        patched._reft_patched = True  # type: ignore[attr-defined]
+        patched._reft_wraps = (*wraps, self.wrap)  # type: ignore[attr-defined]
         patched.__wrapped__ = function  # type: ignore[attr-defined]
         setattr(owner, name, type(original)(patched) if function is not original else patched)
 

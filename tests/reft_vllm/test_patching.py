@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import types
 from importlib import import_module
 from inspect import getattr_static, signature
 from pathlib import Path
@@ -86,7 +87,37 @@ def test_patches_are_applied_once() -> None:
     for each in PATCH_POINTS:
         each.apply()
     assert [each._find()[2] for each in PATCH_POINTS] == before
-    assert all(getattr(getattr(found, "__func__", found), "_reft_patched", False) for found in before)
+    wraps = [getattr(found, "__func__", found)._reft_wraps for found in before]
+    assert all(each.wrap in found for each, found in zip(PATCH_POINTS, wraps, strict=True))
+
+
+def test_several_points_may_wrap_one_function(monkeypatch) -> None:
+    module = types.ModuleType("vllm_stand_in")
+    module.answer = lambda: 1
+    monkeypatch.setitem(sys.modules, "vllm_stand_in", module)
+
+    def plus(number: int):
+        return lambda original: lambda: original() * 10 + number
+
+    two, three = (PatchPoint("vllm_stand_in", "answer", (), plus(number)) for number in (2, 3))
+    for each in (two, three, two, three):
+        each.apply()
+    assert module.answer() == 123
+    with pytest.raises(PatchError, match="gone is not there"):
+        PatchPoint("vllm_stand_in", "gone", (), plus(4)).apply()
+    PatchPoint("vllm_stand_in", "gone", (), plus(4), optional="nothing").apply()
+
+
+def test_nothing_of_the_v2_runner_is_imported_by_the_plugin() -> None:
+    """On CPU it works only if its worker, with stand-ins for CUDA, is imported first."""
+    script = """
+import sys
+from vllm.plugins import load_general_plugins
+load_general_plugins()
+print("reft_vllm.install" in sys.modules, [name for name in sys.modules if name.startswith("vllm.v1.worker.gpu.")])
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240, check=False)
+    assert run.stdout.strip().endswith("True []"), run.stdout + run.stderr
 
 
 def test_what_fits(tree: Tree) -> None:
@@ -145,7 +176,7 @@ try:
 except Exception as error:
     print(type(error).__name__, error)
 import vllm.config.vllm as config
-print("patched", hasattr(config.VllmConfig.compute_hash, "_reft_patched"))
+print("patched", hasattr(config.VllmConfig.compute_hash, "_reft_wraps"))
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240, check=False)
     assert "PatchError" in run.stdout and "EngineCore.admit_request is not there" in run.stdout, run.stderr
