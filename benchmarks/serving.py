@@ -238,6 +238,10 @@ def check(results: dict[Row, list[dict[str, Any]]], facts: dict[str, Any]) -> No
     for name, fact in facts.items():
         if fact["plugin"] != (name in ("reft", "our lora")):
             sys.exit(f"engine {name!r}: the plugin is {'there' if fact['plugin'] else 'missing'}")
+    most = max([row.count for row in results if row.engine == "reft"], default=0)
+    mixed = facts["reft"]["statistics"]["most_adapters"] if "reft" in facts else 0
+    if mixed < most:
+        sys.exit(f"at most {mixed} adapters were in one batch, not {most}")
 
 
 def say(text: str) -> None:
