@@ -94,7 +94,8 @@ class Adapter:
         """Read an adapter directory.
 
         Raises:
-            AdapterError: when a file is missing, truncated or altered, or the manifest is not understood.
+            AdapterError: when a file is missing, truncated or altered, the manifest is not understood, or a parameter is
+                not a finite number.
         """
         manifest = read_manifest(directory)
         path = Path(directory) / TENSORS_FILE
@@ -115,6 +116,7 @@ class Adapter:
             tensors = safetensors.torch.load(blob)
         except (SafetensorError, ValueError, KeyError) as error:
             raise AdapterError(f"{path}: not a safetensors file: {error}") from None
+        _check_finite(path, tensors)
         return cls(manifest, tensors)
 
     def save(self, directory: Path | str) -> Path:
@@ -152,6 +154,20 @@ class Adapter:
     def with_base(self, base: BaseModelIdentity) -> Adapter:
         """The same parameters declared to belong to `base`; only for adapters whose files do not say."""
         return replace(self, manifest=self.manifest.model_copy(update={"base": base}))
+
+
+def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """One number that is none spreads to whatever shares a batch or a cache with it."""
+    floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    sums = [tensor.sum(dtype=torch.float32) for tensor in floating.values()]
+    if not sums or torch.stack(sums).isfinite().all():
+        return
+    for name, tensor in floating.items():
+        if not tensor.float().isfinite().all():
+            raise AdapterError(
+                f"{path}: {name} holds numbers that are not finite, so its training diverged. Train it again with a "
+                "smaller learning rate"
+            )
 
 
 def _lower(method: Any, config: Any, tensors: Mapping[str, Tensor]) -> Program:

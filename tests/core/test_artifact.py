@@ -229,3 +229,18 @@ def test_facts_that_say_nothing_are_not_written() -> None:
         None,
     )
     assert [fact.get("replaces") for fact in whole.manifest.document()["program"]["weight_deltas"]] == [None, True]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, value: float, dtype: torch.dtype) -> None:
+    tensors = {name: tensor.to(dtype, copy=True) for name, tensor in make().tensors.items()}
+    large = {name: torch.full_like(tensor, 6e4) for name, tensor in tensors.items()}
+    adapter = make()
+    Adapter.create("loreft", adapter.manifest.config, large, BASE).save(tmp_path)
+    Adapter.load(tmp_path)
+    name = "layers.1.block_output.0.weight"
+    tensors[name][1, 3] = value
+    Adapter.create("loreft", adapter.manifest.config, tensors, BASE).save(tmp_path)
+    with pytest.raises(AdapterError, match=f"{name} holds numbers that are not finite"):
+        Adapter.load(tmp_path)
