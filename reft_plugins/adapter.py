@@ -94,8 +94,8 @@ class Adapter:
         """Read an adapter directory.
 
         Raises:
-            AdapterError: when a file is missing, truncated or altered, the manifest is not understood, or a parameter is
-                not a finite number.
+            AdapterError: when a file is missing, truncated or altered, the manifest is not understood, or a parameter
+                is not a finite number.
         """
         manifest = read_manifest(directory)
         path = Path(directory) / TENSORS_FILE
