@@ -201,6 +201,11 @@ class Program:
         return sum(len(node.embeddings) for node in self.nodes if isinstance(node, VirtualTokens))
 
     @property
+    def in_front(self) -> int:
+        """How many positions real tokens are moved back by: pairs of prefixes in the same softmax, virtual tokens."""
+        return self.virtual_tokens + max((len(node.keys) for node in self.prefixes if node.gate is None), default=0)
+
+    @property
     def max_rank(self) -> int:
         """The largest rank of any edit, or of all weight deltas of one module together; at least 1."""
         modules: dict[str, int] = {}

@@ -52,7 +52,8 @@ class Admitted:
         """Note what the scheduler needs to know of a program."""
         limited = (*program.edits, *program.weight_deltas)
         positions = tuple(dict.fromkeys(node.positions for node in limited))
-        everywhere = len(limited) != len(program.nodes) or any(where.everywhere for where in positions)
+        gated = any(prefix.gate is not None for prefix in program.prefixes)
+        everywhere = gated or any(where.everywhere for where in positions)
         return cls(manifest, program, digest, positions, everywhere)
 
 

@@ -15,13 +15,18 @@ from reft_vllm.admission import Admitted
 def block_key(admitted: Admitted, prompt_len: int, start: int, stop: int) -> tuple[str, str] | None:
     """What an adapter adds to the hash of the block of tokens `[start, stop)`; None where it changes nothing there.
 
+    `prompt_len`, `start` and `stop` count the placeholders in front of the prompt, whose blocks depend on the adapter.
+
     The hash of a block includes its parent's, so blocks after an edited one differ without a key of their own.
     """
-    if admitted.everywhere:
-        return "reft", admitted.digest
-    edited = [(index, positions.within(prompt_len, start, stop)) for index, positions in enumerate(admitted.positions)]
+    front = admitted.program.in_front
+    edited = [
+        (index, positions.within(prompt_len - front, start - front, stop - front))
+        for index, positions in enumerate(admitted.positions)
+    ]
     where = ";".join(f"{index}:{intervals}" for index, intervals in edited if intervals)
-    return ("reft", f"{admitted.digest} {where}") if where else None
+    keyed = where or admitted.everywhere or start < front
+    return ("reft", f"{admitted.digest} {where}") if keyed else None
 
 
 def replace_key(keys: tuple[Any, ...] | None, ours: tuple[str, str] | None) -> tuple[Any, ...] | None:

@@ -20,9 +20,10 @@ def install() -> None:
 
     check(requirements(), Tree.installed())
     from reft_vllm import cpu_lora
-    from reft_vllm.execution import op
+    from reft_vllm.execution import gated, op, overwrite
 
-    op.register()
+    for room in (op, overwrite, gated):
+        room.register()
     cpu_lora.register()
     for point in PATCH_POINTS:
         point.apply()

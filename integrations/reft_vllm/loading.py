@@ -17,6 +17,7 @@ from reft_plugins.program import Edit, Program, WeightDelta
 from reft_vllm.execution.site import check_stages
 from reft_vllm.execution.state import EngineState, position_groups
 from reft_vllm.lowering import Lowered, by_linears, check_deltas, lower
+from reft_vllm.placeholders import check_worker
 from reft_vllm.settings import Settings
 
 SENTINEL = "reft"
@@ -71,6 +72,7 @@ def to_served(program: Program, lora_id: int, manager: Any, base: str, dtype: to
     Raises:
         UnsupportedProgramError: when a node names a module or a component that this model does not have.
     """
+    check_worker(program, manager.reft)
     lowered = lower(program, BaseModel.open(base))
     loras = {SENTINEL: sentinel(), **lora_weights(lowered.lora, manager, dtype)}
     model = ServedModel(lora_id, program.max_rank, loras)

@@ -33,6 +33,7 @@ def checked(lora: Any, vllm_config: Any) -> Any:
     if lora is None or not is_adapter(lora.lora_path):
         return lora
     from reft_vllm.loading import check_program
+    from reft_vllm.placeholders import check_engine
     from reft_vllm.settings import Settings
 
     serve_base(vllm_config.model_config.model)
@@ -42,6 +43,7 @@ def checked(lora: Any, vllm_config: Any) -> Any:
     if id(vllm_config) not in engines:
         settings = Settings.of(vllm_config.additional_config)
         check_program(admitted.program, vllm_config.lora_config.max_lora_rank, settings)
+        check_engine(admitted.program, vllm_config.model_config)
         engines.add(id(vllm_config))
     return lora
 

@@ -160,10 +160,12 @@ class VllmRuntime:
             from vllm.lora.request import LoRARequest
 
             from reft_vllm.loading import check_program
+            from reft_vllm.placeholders import check_engine
             from reft_vllm.settings import Settings
 
             config = self.llm.llm_engine.vllm_config.additional_config
             check_program(admitted.lower(), self._max_rank, Settings.of(config))
+            check_engine(admitted.lower(), self.llm.llm_engine.model_config)
             path = admitted.save(Path(self._directory.name) / digest.replace(":", "-"))
             request = LoRARequest(digest, len(self._requests) + 1, str(path))
             try:

@@ -11,7 +11,7 @@ from reft_plugins.program import Program
 
 def positions_in_front(program: Program) -> int:
     """How many positions real tokens are moved back by: virtual tokens, and prefixes in the same softmax."""
-    return program.virtual_tokens + max((len(node.keys) for node in program.prefixes if node.gate is None), default=0)
+    return program.in_front
 
 
 def check_room(program: Program, examples: Sequence[Any], context: int, data: str) -> None:

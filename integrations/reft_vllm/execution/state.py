@@ -11,15 +11,18 @@ from torch import Tensor
 
 from reft_plugins.errors import UnsupportedProgramError
 from reft_plugins.positions import Positions
-from reft_plugins.program import ACTIVATIONS, Edit
+from reft_plugins.program import ACTIVATIONS, Edit, Program
 from reft_vllm.execution.capacity import ENTRIES_PER_SLOT, ROWS_PER_SLOT, check_fits
 from reft_vllm.execution.captures import Captures
 from reft_vllm.execution.cpu import BatchedExecutor
+from reft_vllm.execution.gated import Gated
+from reft_vllm.execution.overwrite import Placeholders
 from reft_vllm.execution.pages import Pool
 from reft_vllm.execution.plan import Executor
 from reft_vllm.execution.rows import MAX_GROUPS, NOTHING, Int32s, Int64s, TokenRows
 from reft_vllm.execution.runs import NO_ENTRIES, Entries, Runs
 from reft_vllm.execution.site import INPUT, KEEP, SCALE, Pass, Point, Shard, Site, source_of, stages_of
+from reft_vllm.placeholders import learned_rows
 from reft_vllm.settings import Settings
 
 INITIAL_ROWS, INITIAL_ENTRIES = 64, 1024
@@ -89,6 +92,8 @@ class EngineState:
         self.layers: frozenset[int] = frozenset()
         self.layers_prefix = ""
         self.folded = TokenRows(slots)
+        self.placeholders = Placeholders(slots, max_tokens, self.pool)
+        self.gated = Gated(slots, max_tokens, self.pool)
         self.executor: Executor
         if self.movable:
             self.executor = BatchedExecutor(self.pool, self.runs)
@@ -133,15 +138,21 @@ class EngineState:
             check_fits(work, self.sites, self.pool, self.slots)
 
     @torch.inference_mode()
-    def load(self, slot: int, work: Mapping[str, Sequence[Edit]], in_front: int = 0, weighted: bool = False) -> None:
-        """Make edits the contents of a slot; those of sites on other pipeline ranks are left out.
+    def load(
+        self,
+        slot: int,
+        work: Mapping[str, Sequence[Edit]],
+        weighted: bool = False,
+        program: Program | None = None,
+    ) -> None:
+        """Make an adapter the contents of a slot; what belongs to other pipeline ranks is left out.
 
         Args:
-            work: edits by name of site; in_front: placeholder tokens before the original prompt.
+            work: edits by name of site; program: whose virtual tokens and prefixes are loaded.
             weighted: the adapter also has weight deltas, which vLLM itself holds.
 
         Raises:
-            UnsupportedProgramError: the edits do not fit; the slot is empty then.
+            UnsupportedProgramError: it does not fit; the slot is empty then.
         """
         self.clear(slot)
         self.check_fits(work)
@@ -151,18 +162,23 @@ class EngineState:
             for name, edits in work.items():
                 if (site := self.sites.get(name)) is not None:
                     self._load_site(site, edits, groups, loaded)
+            if program is not None:
+                self.placeholders.load(slot, program.in_front, learned_rows(program))
+                self.gated.load(slot, [prefix for prefix in program.prefixes if prefix.gate is not None])
         except UnsupportedProgramError:
             self.clear(slot)
             raise
         if weighted:
             self.weighted.add(slot)
-        self.folded.assign(slot, groups, in_front)
+        self.folded.assign(slot, groups, int(self.placeholders.lengths[slot]))
 
     @torch.inference_mode()
     def clear(self, slot: int) -> None:
         """Empty a slot."""
         self.folded.assign(slot, ())
         self.weighted.discard(slot)
+        self.placeholders.clear(slot)
+        self.gated.clear(slot)
         loaded = self._loaded.pop(slot, None)
         if loaded is None:
             return
@@ -181,10 +197,14 @@ class EngineState:
         self.edited_tokens += len(tokens)
         self.most_adapters = max(self.most_adapters, int(np.count_nonzero(np.bincount(slot + 1)[1:])))
         self.executor.begin(tokens, self._rows(owners, masks))
+        self.placeholders.begin_step(slot, scheduled, computed)
+        self.gated.begin_step(slot, scheduled)
 
     def end_steps(self) -> None:
         """Edit nothing until the next `begin_step` (warm-up and idle passes)."""
         self.executor.begin(NOTHING, NOTHING)
+        self.placeholders.end_steps()
+        self.gated.end_steps()
         self.captures.step = {}
 
     def _rows(self, owners: Int64s, masks: Int64s) -> Int64s:

@@ -11,6 +11,7 @@ from reft_vllm.patches import (
     engine,
     front_end,
     loras,
+    placeholders,
     prefetch,
     rest,
     runner_v1,
@@ -30,6 +31,7 @@ PATCH_POINTS = (
     *cpu.POINTS,
     *front_end.POINTS,
     *capture.POINTS,
+    *placeholders.POINTS,
     *prefetch.POINTS,
 )
 """What is patched when the plugin is loaded."""
@@ -37,7 +39,7 @@ PATCH_POINTS = (
 RUNNER_POINTS = (*capture.RUNNER_POINTS, *runner_v1.RUNNER_POINTS, *runner_v2.RUNNER_POINTS)
 """What is patched when a model runner of that kind loads its model, since importing it earlier is not safe."""
 
-READS = (*activation.READS, *prefetch.READS, *rest.READS, *runner_v1.READS, *runner_v2.READS)
+READS = (*activation.READS, *placeholders.READS, *prefetch.READS, *rest.READS, *runner_v1.READS, *runner_v2.READS)
 
 
 def requirements() -> tuple[Requirement, ...]:

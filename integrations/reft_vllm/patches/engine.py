@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from reft_vllm.cache_keys import block_key, replace_key
+from reft_vllm.patches.placeholders import preprocess_with_placeholders
 from reft_vllm.patching import Original, PatchPoint
 from reft_vllm.requests import admitted_of, checked
 
@@ -38,7 +39,7 @@ def _preprocess_add_request(original: Original) -> Original:
     def preprocess(self: Any, request: Any) -> Any:
         """Refuse a request whose adapter is broken here, where an error fails the request and not the engine."""
         request.lora_request = checked(request.lora_request, self.vllm_config)
-        return original(self, request)
+        return preprocess_with_placeholders(self, original, request)
 
     return preprocess
 

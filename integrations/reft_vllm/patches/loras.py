@@ -75,7 +75,8 @@ def _activate_adapter(original: Original) -> Original:
         if activated:
             slot = self.lora_index_to_id.index(lora_id)
             model = self._registered_adapters[lora_id]
-            self.reft.load(slot, getattr(model, "edits", {}), weighted=set(model.loras) != {SENTINEL})
+            weighted, program = set(model.loras) != {SENTINEL}, getattr(model, "program", None)
+            self.reft.load(slot, getattr(model, "edits", {}), weighted, program)
         return activated
 
     return activate

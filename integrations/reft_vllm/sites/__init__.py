@@ -8,8 +8,10 @@ from torch import nn
 
 from reft_plugins.layers import decoder_layers
 from reft_vllm.execution.state import EngineState
-from reft_vllm.settings import LINEARS
+from reft_vllm.settings import GATED_PREFIXES, LINEARS, PREFIXES, VIRTUAL_TOKENS
+from reft_vllm.sites.attention import install_attention
 from reft_vllm.sites.components import install_components
+from reft_vllm.sites.embeddings import install_embeddings
 from reft_vllm.sites.linears import install_linears
 
 
@@ -30,4 +32,8 @@ def install_sites(model: nn.Module, count: int, packed: Mapping[str, Sequence[st
     state.layers, state.layers_prefix = frozenset(index for index, _ in layers), prefix
     if LINEARS in state.settings.sites:
         install_linears(prefix, layers, packed, state)
+    if state.settings.sites & {PREFIXES, GATED_PREFIXES}:
+        install_attention(prefix, layers, state)
+    if VIRTUAL_TOKENS in state.settings.sites:
+        install_embeddings(model, state)
     install_components(prefix, layers, state)
