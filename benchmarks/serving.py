@@ -25,6 +25,7 @@ from bases import count_parameters, make_llama, outline_llama_8b
 from serving_peers.process import CACHE, EngineProcess
 from serving_peers.report import draw, machine, show
 from serving_peers.rows import BASE, EVERYWHERE, IDLE, LORA, OUR_LORA, PROMPT, Row, every_round, rows
+from serving_peers.settings import PLUGGED, engine_settings
 
 
 def main() -> None:
@@ -84,8 +85,10 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for group in groups(arguments.device, chosen):
         members = [row for row in chosen if row.engine in group]
-        engines = {name: start(name, base, arguments, wait=arguments.device == "cuda") for name in group}
+        engines: dict[str, EngineProcess] = {}
         try:
+            for name in group:
+                engines[name] = start(name, base, arguments, [len(prompt) for prompt in prompts])
             run_rounds(arguments, engines, members, prompts, adapters, results)
             facts |= {name: engine.facts for name, engine in engines.items()}
             if "reft" in engines:
@@ -154,38 +157,21 @@ def groups(device: str, chosen: list[Row]) -> list[list[str]]:
     return [[name for name in used if name != "lora"], *([["lora"]] if "lora" in used else [])]
 
 
-def start(name: str, base: Path, arguments: argparse.Namespace, wait: bool) -> EngineProcess:
-    """An engine as its rows need it; sizes of batches and caches are the same for all."""
-    cuda, most = arguments.device == "cuda", max(arguments.adapters)
-    longest = arguments.prompt[1] + arguments.new_tokens
-    settings: dict[str, Any] = {
-        "model": str(base),
-        "dtype": "bfloat16" if cuda else "float32",
-        "max_model_len": -(-longest // 32) * 32,
-        "max_num_seqs": max(arguments.requests, 1),
-        "max_num_batched_tokens": 8192 if cuda else 2048,
-        "enable_prefix_caching": True,
-        "skip_tokenizer_init": True,
-        "enforce_eager": arguments.eager,
-        "seed": 0,
-    }
-    if cuda:
-        settings |= {"load_format": "dummy", "kv_cache_memory_bytes": 18 << 30}
-    if name == "reft":
-        slots = most + max(arguments.everywhere)
-        settings |= {
-            "enable_lora": True,
-            "max_loras": slots,
-            "max_cpu_loras": slots,
-            "max_lora_rank": 8,
-            "lora_target_modules": ["__none__"],
-            "worker_extension_cls": "reft_vllm.worker.EditStatistics",
-        }
-    elif name != "base":
-        settings |= {"enable_lora": True, "max_loras": most, "max_cpu_loras": most, "max_lora_rank": 8}
-    engine = EngineProcess(name, settings, plugin=name in ("reft", "our lora"), threads=arguments.threads)
-    if wait:
-        _ = engine.facts
+def start(name: str, base: Path, arguments: argparse.Namespace, lengths: list[int]) -> EngineProcess:
+    most = max(arguments.adapters)
+    settings = engine_settings(
+        name,
+        base,
+        arguments.device,
+        lengths,
+        arguments.new_tokens,
+        adapters=most,
+        slots=most + max(arguments.everywhere),
+        eager=arguments.eager,
+    )
+    engine = EngineProcess(name, settings, plugin=name in PLUGGED, threads=arguments.threads)
+    if arguments.device == "cuda":
+        _ = engine.facts  # one after the other, since each measures the memory that is left
     return engine
 
 
@@ -236,7 +222,7 @@ def check(results: dict[Row, list[dict[str, Any]]], facts: dict[str, Any]) -> No
         if row.count and changed < 0.5:
             sys.exit(f"{row}: its adapters changed only {changed:.0%} of the answers; these figures would mean nothing")
     for name, fact in facts.items():
-        if fact["plugin"] != (name in ("reft", "our lora")):
+        if fact["plugin"] != (name in PLUGGED):
             sys.exit(f"engine {name!r}: the plugin is {'there' if fact['plugin'] else 'missing'}")
     most = max([row.count for row in results if row.engine == "reft"], default=0)
     mixed = facts["reft"]["statistics"]["most_adapters"] if "reft" in facts else 0

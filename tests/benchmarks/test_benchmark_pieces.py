@@ -164,3 +164,23 @@ def test_outline_of_a_large_model_takes_adapters_and_no_room(tmp_path) -> None:
     edits = loreft(base, "f7+l7", seed=0).lower().edits
     assert len(edits) == 32
     assert edits[0].down.shape == (4, 4096)
+
+
+def test_settings_of_engines_hold_all_requests_and_adapters_at_once(tmp_path) -> None:
+    from bases import outline_llama_8b
+    from serving_peers.settings import engine_settings
+
+    base = outline_llama_8b(tmp_path)
+    lengths = [64, 192] * 256
+    made = {
+        name: engine_settings(name, base, "cuda", lengths, 48, adapters=512, slots=1024, eager=False)
+        for name in ("base", "reft", "lora")
+    }
+    assert "enable_lora" not in made["base"]
+    assert made["reft"]["max_loras"] == 1024 and made["lora"]["max_loras"] == 512
+    for settings in made.values():
+        assert settings["max_num_seqs"] == 512
+        assert settings["kv_cache_memory_bytes"] >= (128 + 48) * 512 * 131_072
+    pages = made["reft"]["additional_config"]["reft"]["pool_mib"] << 20
+    assert pages >= 1024 * 32 * 2 * 4 * 4096 * 2  # every adapter's share: layers x (down + up) x rank x width x bytes
+    assert made["base"]["gpu_memory_utilization"] + made["reft"]["gpu_memory_utilization"] < 0.9
