@@ -26,7 +26,7 @@ def change_of(before: Batch, after: Batch) -> list[float]:
 @pytest.mark.parametrize("form", FORMS)
 def test_random_mixes_equal_reference(form: str, dtype: torch.dtype) -> None:
     slots, changes = 6, []
-    for seed in range(6 if dtype == torch.float32 else 2):
+    for seed in range(4 if dtype == torch.float32 else 2):
         draw = Draw(seed, ranks=(1, 70) if seed % 2 else (1, 9))
         state = make_state(form, slots, 256, dtype)
         adapters = [draw.program(stages=4 if dtype == torch.float32 else 1) for _ in range(slots)]

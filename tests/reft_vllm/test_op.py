@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from edit_batches import FORMS, interpreted_kernels
 
 from reft_plugins.positions import Positions
 from reft_plugins.program import ACTIVATIONS, Edit, Site
@@ -40,8 +41,11 @@ def programs(draw: torch.Generator) -> list[list[Edit]]:
     ]
 
 
-def state_of_one_site(slots: int = SLOTS) -> EngineState:
-    state = EngineState(slots, 64, "cpu", torch.float32, Settings())
+def state_of_one_site(slots: int = SLOTS, form: str = "batched") -> EngineState:
+    if form != "batched":
+        interpreted_kernels()
+    device = "cuda" if form == "cuda" else "cpu"
+    state = EngineState(slots, 64, device, torch.float32, Settings(pool_mib=1), movable=form == "batched")
     op.POINTS["here"] = state, state.add_point("here", [Place(HERE, 0, "block_output")])
     return state
 
@@ -77,25 +81,26 @@ def test_op_equals_reference(with_residual: bool) -> None:
     torch.testing.assert_close(result, want, atol=2e-5, rtol=2e-5)
 
 
-def test_every_activation_and_slots_are_emptied() -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_every_activation_and_slots_are_emptied(form: str) -> None:
     draw = torch.Generator().manual_seed(1)
     for activation in ACTIVATIONS:
-        state = state_of_one_site(1)
+        state = state_of_one_site(1, form)
         edit = random_edit(draw, "all", activation)
         state.load(0, {HERE: [edit]})
         ones = np.ones(1, np.int32)
         state.begin_step(ones - 1, ones * 4, ones * 0, ones * 4)
         hidden = torch.randn(4, HIDDEN, generator=draw)
-        changed = hidden.clone()
+        changed = hidden.to(state.device, copy=True)
         op.edit(changed, None, None, "here")
         want = apply_edits(hidden[None], [edit], [torch.ones(1, 4, dtype=torch.bool)], training=False)[0]
-        torch.testing.assert_close(changed, want, atol=2e-5, rtol=2e-5)
+        torch.testing.assert_close(changed.cpu(), want, atol=2e-5, rtol=2e-5)
         assert (want - hidden).abs().max() > 0.1
         state.clear(0)
         state.begin_step(ones - 1, ones * 4, ones * 0, ones * 4)
-        again = hidden.clone()
+        again = hidden.to(state.device, copy=True)
         op.edit(again, None, None, "here")
-        assert torch.equal(again, hidden)
+        assert torch.equal(again.cpu(), hidden)
         assert state.pool.resident == 0
 
 

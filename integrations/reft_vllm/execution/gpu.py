@@ -59,7 +59,15 @@ class TritonExecutor:
         self._kept: dict[str, Tensor] = {}
         self._launches: dict[str, Launch] = {}
         self._staging = Staging(len(self._plan), device)
-        self._precision = "ieee" if pool.dtype == torch.float32 else "tf32"
+        wide = pool.dtype == torch.float32
+        self._blocks = {
+            "PRECISION": "ieee" if wide else "tf32",
+            "BLOCK_TOKENS": kernels.BLOCK_TOKENS,
+            "BLOCK_ENTRIES": kernels.BLOCK_ENTRIES,
+            "BLOCK_WIDTH": 128 if wide else 256,  # what fits into the 99 KiB of shared memory of consumer GPUs
+            "num_warps": 4,
+            "num_stages": 3,
+        }
 
     def begin(self, tokens: Int64s, rows: Int64s) -> None:
         """See `Executor.begin`; the device is not waited for."""
@@ -122,7 +130,7 @@ class TritonExecutor:
             self._plan, runs.table, runs.table.shape[1], runs.down, runs.up, runs.bias, runs.code,
             launch.number, launch.keep, *self._read(launch, sources, residual), launch.downs[0], self._low, LOW_WIDTH,
             launch.kept, 0 if launch.kept is None else launch.kept.stride(0),
-            STAGES=self.stages, **self._blocks(),
+            STAGES=self.stages, **self._blocks,
         )  # fmt: skip
 
     def _run_split(
@@ -137,7 +145,7 @@ class TritonExecutor:
             number, last = launch.number + stage * (len(sources) + 1), stage == self.stages - 1
             kernels.shrink_kernel[(programs,)](
                 self._plan, runs.table, runs.table.shape[1], runs.down, number,
-                *self._read(launch, sources, residual), self._low, LOW_WIDTH, **self._blocks(),
+                *self._read(launch, sources, residual), self._low, LOW_WIDTH, **self._blocks,
             )  # fmt: skip
             low = tensor_model_parallel_all_reduce(self._low[: len(target)])
             kept = launch.kept if last else None
@@ -145,7 +153,7 @@ class TritonExecutor:
                 self._plan, runs.table, runs.table.shape[1], runs.up, runs.bias, runs.code, number, launch.keep,
                 target, target.stride(0), rest, 0 if rest is None else rest.stride(0), target.shape[1],
                 launch.downs[0], low, LOW_WIDTH, kept, 0 if kept is None else kept.stride(0),
-                SOURCES=len(sources), **self._blocks(),
+                SOURCES=len(sources), **self._blocks,
             )  # fmt: skip
 
     def _read(self, launch: Launch, sources: tuple[Tensor, ...], residual: Tensor | None) -> tuple[Any, ...]:
@@ -158,14 +166,6 @@ class TritonExecutor:
             residual,
             0 if residual is None else residual.stride(0),
         )
-
-    def _blocks(self) -> dict[str, Any]:
-        return {
-            "PRECISION": self._precision,
-            "BLOCK_TOKENS": kernels.BLOCK_TOKENS,
-            "BLOCK_ENTRIES": kernels.BLOCK_ENTRIES,
-            "BLOCK_WIDTH": kernels.BLOCK_WIDTH,
-        }
 
 
 class Staging:

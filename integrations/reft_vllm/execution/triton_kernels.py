@@ -12,8 +12,8 @@ import triton.language as tl
 
 from reft_plugins.program import ACTIVATIONS
 
-BLOCK_TOKENS, BLOCK_ENTRIES, BLOCK_WIDTH = 16, 16, 256
-"""Tokens of a chunk, entries and columns at a time: 16 is the least that tensor cores take."""
+BLOCK_TOKENS, BLOCK_ENTRIES = 16, 16
+"""Tokens of a chunk and entries at a time: the least that tensor cores take."""
 
 RELU = tl.constexpr(ACTIVATIONS.index("relu"))
 GELU = tl.constexpr(ACTIVATIONS.index("gelu"))
@@ -95,7 +95,7 @@ def _shrink(
                 inside = column < widths[source]
                 mask = there[:, None] & inside[None, :]
                 if source == 0:
-                    _, x = _state(sources[0], strides[0], residual, residual_stride, token, column, mask)
+                    _own, x = _state(sources[0], strides[0], residual, residual_stride, token, column, mask)
                 else:
                     where = token[:, None] * strides[source] + column[None, :]
                     x = tl.load(sources[source] + where, mask=mask, other=0).to(tl.float32)
@@ -152,12 +152,12 @@ def _keep(
     BLOCK_WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Copy the state to `kept` `[tokens, kept_stride]`, for rows whose edits read it at a later site."""
-    _, wanted = _run(table, rows, number, row)
+    _start, wanted = _run(table, rows, number, row)
     if wanted > 0:
         for begin in range(0, width, BLOCK_WIDTH):
             column = begin + tl.arange(0, BLOCK_WIDTH)
             mask = there[:, None] & (column < width)[None, :]
-            _, state = _state(hidden, hidden_stride, residual, residual_stride, token, column, mask)
+            _own, state = _state(hidden, hidden_stride, residual, residual_stride, token, column, mask)
             where = token[:, None] * kept_stride + column[None, :]
             tl.store(kept + where, state.to(kept.dtype.element_ty), mask=mask)
 
@@ -190,7 +190,7 @@ def edit_kernel(
             sources, strides, widths, factors, downs, residual, residual_stride, low, low_stride,
             PRECISION, BLOCK_TOKENS, BLOCK_ENTRIES, BLOCK_WIDTH,
         )  # fmt: skip
-        _, scales = _run(table, rows, here + 1, row)
+        _start, scales = _run(table, rows, here + 1, row)
         if ranks + scales > 0:
             tl.debug_barrier()
             _expand(
