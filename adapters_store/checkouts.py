@@ -95,7 +95,7 @@ def _replace(blobs: Blobs, path: Path, descriptor: Descriptor) -> None:
         _set_aside(blobs.root, path)
     with partial_file(blobs.root) as (partial, file):
         blobs.copy(descriptor, file)
-        settle(partial, file, path)
+        settle(partial, file, path, durable=False)
 
 
 def _set_aside(root: Path, path: Path) -> None:

@@ -136,11 +136,15 @@ def partial_file(root: Path, mode: int = 0o444) -> Iterator[tuple[Path, BinaryIO
             path.unlink(missing_ok=True)
 
 
-def settle(partial: Path, file: BinaryIO, target: Path) -> None:
+def settle(partial: Path, file: BinaryIO, target: Path, durable: bool = True) -> None:
     """Make a partial file's content durable, then give it its final name, replacing what was there.
 
     The new name is durable only after `sync_directory(target.parent)`.
+
+    Args:
+        durable: False for copies that every use verifies and repairs; a crash may leave them empty.
     """
     file.flush()
-    os.fsync(file.fileno())
+    if durable:
+        os.fsync(file.fileno())
     os.replace(partial, target)

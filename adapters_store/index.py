@@ -11,8 +11,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
 
-from adapters_store.oci import INDEX_TYPE, MANIFEST_TYPE, REF_NAME, Descriptor, ImageIndex
+from adapters_store.files import read_at_most
+from adapters_store.oci import INDEX_TYPE, MAX_INDEX_BYTES, MANIFEST_TYPE, REF_NAME, Descriptor, ImageIndex
 from adapters_store.references import Reference
 from reft_plugins.errors import StoreError, UnknownReferenceError
 
@@ -149,3 +152,28 @@ def _some(words: Iterable[str]) -> str:
     listed = list(words)
     more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
     return (", ".join(listed[:_LISTED]) or "none") + more
+
+
+def read_index(path: Path) -> Index:
+    """The index of a store; parsed again only when its file was replaced.
+
+    Raises:
+        StoreError: when it cannot be read or trusted.
+    """
+    try:
+        status = path.lstat()
+    except OSError:
+        return _read(path)
+    return _read_once(path, (status.st_ino, status.st_mtime_ns, status.st_size))
+
+
+@lru_cache(maxsize=4)
+def _read_once(path: Path, stamp: tuple[int, int, int]) -> Index:
+    return _read(path)
+
+
+def _read(path: Path) -> Index:
+    index = Index.parse(read_at_most(path, MAX_INDEX_BYTES), str(path))
+    for problem in index.problems:
+        raise StoreError(f"{path}: {problem}. `reft store verify` lists everything that is wrong")
+    return index

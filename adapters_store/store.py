@@ -20,11 +20,10 @@ from adapters_store.files import (
     ensure_directory,
     explained,
     partial_file,
-    read_at_most,
     settle,
     sync_directory,
 )
-from adapters_store.index import Index
+from adapters_store.index import Index, read_index
 from adapters_store.location import INDEX_FILE, LAYOUT_FILE, default_path, is_store
 from adapters_store.oci import BASE, CREATED, LAYOUT, MAX_INDEX_BYTES, METHOD, SIZE, Descriptor
 from adapters_store.records import Details, Record, Report
@@ -210,11 +209,7 @@ class Store:
         return checkouts.check_out(self._blobs, descriptor.digest, found.files)
 
     def _index(self) -> Index:
-        path = self.root / INDEX_FILE
-        index = Index.parse(read_at_most(path, MAX_INDEX_BYTES), str(path))
-        for problem in index.problems:
-            raise StoreError(f"{path}: {problem}. `reft store verify` lists everything that is wrong")
-        return index
+        return read_index(self.root / INDEX_FILE)
 
     def _save(self, index: Index, changed: Index) -> None:
         if changed is index:
