@@ -5,8 +5,9 @@ Kernels run in Triton's interpreter (`TRITON_INTERPRET=1`), which needs no compi
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+
+import pytest
 
 _INTERPRETER = """
 def mend():
@@ -86,7 +87,7 @@ def install_triton_on_cpu(target: Path) -> Path:
     """Write the backend and the metadata by which Triton finds it.
 
     Args:
-        target: a folder to make; put it on PYTHONPATH (`v2_environment`).
+        target: a folder to make; for `use_v2_runner`.
 
     Returns:
         `target`.
@@ -102,11 +103,15 @@ def install_triton_on_cpu(target: Path) -> Path:
     return target
 
 
-def v2_environment(target: Path) -> dict[str, str]:
-    """What to add to the environment of a process that shall use the V2 model runner on CPU."""
-    paths = [str(target), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {
-        "PYTHONPATH": os.pathsep.join(paths),
-        "TRITON_INTERPRET": "1",
-        "VLLM_USE_V2_MODEL_RUNNER": "1",
-    }
+def use_v2_runner(patch: pytest.MonkeyPatch, target: Path) -> None:
+    """Have engines that are started from here, in processes of their own, use the V2 model runner on CPU.
+
+    Args:
+        target: made by `install_triton_on_cpu`.
+    """
+    import vllm.config.vllm
+
+    patch.syspath_prepend(str(target))  # which multiprocessing hands on
+    patch.setenv("TRITON_INTERPRET", "1")
+    patch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    patch.setattr(vllm.config.vllm, "HAS_TRITON", True)  # this process may have looked before it was there

@@ -10,7 +10,7 @@ from reft_plugins.hookspecs import hookimpl
 if TYPE_CHECKING:
     import click
 
-    from reft_plugins.diagnosis import Report
+    from reft_plugins.diagnosis import Finding, Report
 
 
 @hookimpl
@@ -44,3 +44,24 @@ def reft_diagnose(report: Report) -> None:
         report(Finding("vllm plugin", "broken", f"VLLM_PLUGINS={allowed} shuts it out", "add reft to VLLM_PLUGINS"))
     else:
         report(Finding("vllm plugin", "ok", "vLLM loads it (entry-point group vllm.general_plugins)"))
+    report(_fit())
+
+
+def _fit() -> Finding:
+    """Whether the installed vLLM is as the plugin needs it, from vLLM's source files."""
+    from reft_plugins.diagnosis import Finding
+    from reft_plugins.errors import ReftError
+    from reft_vllm.patches import requirements
+    from reft_vllm.patching import problems
+    from reft_vllm.source import Tree
+
+    name = "vllm patch points"
+    try:
+        source = Tree.installed()
+    except ReftError as error:
+        return Finding(name, "missing", "no vLLM to check", str(error))
+    needed = requirements()
+    if found := problems(needed, source):
+        todo = "install a version of reft-plugins that supports it, or another vLLM"
+        return Finding(name, "broken", f"vLLM {source.version} differs: {'; '.join(found)}", todo)
+    return Finding(name, "ok", f"vLLM {source.version} has all {len(needed)} that the plugin needs")

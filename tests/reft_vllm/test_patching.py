@@ -184,6 +184,21 @@ print("patched", hasattr(config.VllmConfig.compute_hash, "_reft_wraps"))
     assert "patched False" in run.stdout
 
 
+def test_doctor_says_whether_the_installed_vllm_fits(monkeypatch, tree: Tree) -> None:
+    from reft_vllm import patches, plugin
+
+    def finding():
+        found = []
+        plugin.reft_diagnose(found.append)
+        return next(one for one in found if one.name == "vllm patch points")
+
+    assert finding().status == "ok" and Tree.installed().version in finding().detail
+    monkeypatch.setattr(Tree, "installed", lambda: tree)
+    assert finding().status == "broken" and "9.8.7 differs" in finding().detail and finding().todo
+    monkeypatch.setattr(patches, "requirements", lambda: (point("conditional", ("new",)),))
+    assert finding().status == "ok"
+
+
 def test_the_check_does_not_import_vllm() -> None:
     script = (
         "import sys; from reft_vllm.patches import requirements; from reft_vllm.patching import problems; "
