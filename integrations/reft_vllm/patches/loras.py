@@ -82,6 +82,16 @@ def _activate_adapter(original: Original) -> Original:
     return activate
 
 
+def _deactivate_adapter(original: Original) -> Original:
+    def deactivate(self: Any, lora_id: int) -> None:
+        """vLLM only forgets whose slot it was; what it held is given back."""
+        if lora_id in self.lora_index_to_id:
+            self.reft.clear(self.lora_index_to_id.index(lora_id))
+        original(self, lora_id)
+
+    return deactivate
+
+
 _MANAGER = "vllm.lora.model_manager"
 
 POINTS = (
@@ -89,4 +99,5 @@ POINTS = (
     PatchPoint(_MANAGER, "LoRAModelManager._create_lora_modules", ("self",), _create_lora_modules),
     PatchPoint(_MANAGER, "LoRAModelManager.create_dummy_lora", ("self", "lora_id", "rank"), _create_dummy_lora),
     PatchPoint(_MANAGER, "LoRAModelManager.activate_adapter", ("self", "lora_id"), _activate_adapter),
+    PatchPoint(_MANAGER, "LoRAModelManager._deactivate_adapter", ("self", "lora_id"), _deactivate_adapter),
 )
