@@ -81,6 +81,11 @@ class Kept:
         """Bytes of the tensors of all kept adapters."""
         return self._bytes
 
+    def __contains__(self, key: str) -> bool:
+        """Whether `get` would find it; counts and changes nothing."""
+        with self._lock:
+            return key in self._held
+
     def get(self, key: str) -> Admitted | None:
         """A kept or held adapter, which is the most recently used one then."""
         with self._lock:
