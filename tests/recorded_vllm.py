@@ -2,7 +2,7 @@
 
 To record again, after adding patch points or for a new version (downloads a wheel of 100 to 400 MB for each):
 
-    python tests/recorded_vllm.py 0.26.0 0.27.1 0.28.0 0.29.0 0.30.0 0.31.0 0.32.0 0.33.0
+    PYTHONPATH=integrations python tests/recorded_vllm.py [VERSION ...]
 """
 
 from __future__ import annotations
@@ -70,20 +70,20 @@ def table_of(sources: Mapping[str, Source], needed: Iterable[Requirement]) -> di
     parameters: dict[str, dict[str, Any]] = {}
     absent: dict[str, list[str]] = {}
     for requirement in needed:
-        for version, source in sources.items():
-            if isinstance(requirement, PatchPoint):
-                forms = parameters.setdefault(f"{requirement.module}:{requirement.attribute}", {})
+        if isinstance(requirement, PatchPoint):
+            forms = parameters[f"{requirement.module}:{requirement.attribute}"] = {}
+            for version, source in sources.items():
                 form = source.parameters(requirement.module, requirement.attribute)
                 if not forms or list(forms.values())[-1] != form:
                     forms[version] = form
-            elif isinstance(requirement, Reads):
-                found = source.attributes(requirement.module, requirement.name) or frozenset()
-                for attribute in requirement.attributes:
-                    missing = absent.setdefault(f"{requirement.module}:{requirement.name}.{attribute}", [])
-                    missing += [version] if attribute not in found and version not in missing else []
-            elif isinstance(requirement, Imports):
-                missing = absent.setdefault(f"{requirement.module}:{requirement.name}", [])
-                missing += [] if source.has(requirement.module, requirement.name) else [version]
+        elif isinstance(requirement, Reads):
+            held = {each: one.attributes(requirement.module, requirement.name) or () for each, one in sources.items()}
+            for attribute in requirement.attributes:
+                missing = [version for version, found in held.items() if attribute not in found]
+                absent[f"{requirement.module}:{requirement.name}.{attribute}"] = missing
+        elif isinstance(requirement, Imports):
+            module, name = requirement.module, requirement.name
+            absent[f"{module}:{name}"] = [each for each, one in sources.items() if not one.has(module, name)]
     return {"versions": list(sources), "parameters": parameters, "absent": absent}
 
 
@@ -120,4 +120,4 @@ def main(versions: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1:] or read()["versions"])
