@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from adapters_store.files import read_at_most
-from adapters_store.oci import INDEX_TYPE, MAX_INDEX_BYTES, MANIFEST_TYPE, REF_NAME, Descriptor, ImageIndex
+from adapters_store.oci import INDEX_TYPE, MANIFEST_TYPE, MAX_INDEX_BYTES, REF_NAME, Descriptor, ImageIndex
 from adapters_store.references import Reference
 from reft_plugins.errors import StoreError, UnknownReferenceError
 
