@@ -78,6 +78,7 @@ def to_served(program: Program, lora_id: int, manager: Any, base: str, dtype: to
     model = ServedModel(lora_id, program.max_rank, loras)
     model.program = program
     model.edits = site_names(lowered, manager)
+    manager.reft.check_fits(model.edits, program)
     return model
 
 

@@ -107,3 +107,18 @@ def test_nothing_is_launched_where_nothing_is_edited(form: str, monkeypatch: pyt
         replaced.forward()
         assert torch.equal(replaced.late, before)
     assert not runs
+
+
+def test_captures_without_adapters_find_everything_prepared() -> None:
+    """Passes before the first step may launch nothing, but make what a capture needs and cannot make itself."""
+    draw = Draw(6)
+    state = make_state("interpreter", 1, 64)
+    state.launching = False
+    batch = Batch.of([(-1, 9, 0, 9)], draw, residual=True).to(state.device, torch.float32)
+    batch.forward()
+    executor = state.executor
+    assert set(executor._launches) == set(state.sites) and not executor.prepared
+    assert {width: pages.resident for width, pages in state.pool.by_width.items()} == {40: 0, 24: 0, 56: 0, 72: 0}
+    state.load(0, {"0.block_output": [draw.edit("0.block_output", None, "f3", False)]})
+    Batch.of([(0, 9, 0, 9)], draw, residual=True).begin(state)
+    assert executor.prepared

@@ -6,9 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from reft_plugins.errors import UnsupportedProgramError
-from reft_plugins.program import Edit
+from reft_plugins.program import Edit, Program
+from reft_vllm.execution.gated import Gated
+from reft_vllm.execution.overwrite import Placeholders
 from reft_vllm.execution.pages import Pool
 from reft_vllm.execution.site import Site, source_of, stages_of
+from reft_vllm.placeholders import learned_rows
 
 ENTRIES_PER_SLOT = 8192
 """Entries that the rows of one adapter may have together."""
@@ -20,16 +23,18 @@ LOW_WIDTH = 256
 """Entries that one stage of one site may have for one token."""
 
 
-def check_fits(work: Mapping[str, Sequence[Edit]], sites: Mapping[str, Site], pool: Pool, slots: int) -> None:
+def check_fits(
+    work: Mapping[str, Sequence[Edit]], learned: Counter[int], sites: Mapping[str, Site], pool: Pool, slots: int
+) -> None:
     """Refuse an adapter that takes more than its slot's share of a buffer.
 
     Args:
-        work: edits by name of site, as for `EngineState.load`.
+        work: edits by name of site, as for `EngineState.load`; learned: other pages it takes, by width.
 
     Raises:
         UnsupportedProgramError: naming the buffer, what is needed and what there is.
     """
-    pages: Counter[int] = Counter()
+    pages = Counter(learned)
     entries = 0
     for name, edits in work.items():
         if (site := sites.get(name)) is None:
@@ -61,6 +66,18 @@ def check_fits(work: Mapping[str, Sequence[Edit]], sites: Mapping[str, Site], po
                 f"the adapter needs {count} pages of {width} numbers, each of {slots} slots has {share}; use fewer "
                 "slots (--max-loras) or a larger pool (pool_mib in the reft part of --additional-config)"
             )
+
+
+def learned_pages(program: Program, placeholders: Placeholders, gated: Gated) -> Counter[int]:
+    """Pages that virtual tokens and prefixes take, by width on this rank."""
+    pages: Counter[int] = Counter()
+    for name, (_, values) in learned_rows(program).items():
+        if (target := placeholders.targets.get(name)) is not None:
+            pages[target.width] += len(values)
+    for prefix in program.prefixes:
+        if prefix.gate is not None and (attention := gated.layers.get(prefix.layer)) is not None:
+            pages[attention.kv_heads * attention.size] += 2 * len(prefix.keys)
+    return pages
 
 
 def pages_of(edit: Edit, site: Site) -> Counter[int]:

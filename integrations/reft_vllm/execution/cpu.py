@@ -110,6 +110,8 @@ class Plan:
 class BatchedExecutor:
     """Runs edits on CPU."""
 
+    prepared = True
+
     def __init__(self, pool: Pool, runs: Runs) -> None:
         self.pool, self.runs = pool, runs
         self.active = False
@@ -121,6 +123,9 @@ class BatchedExecutor:
         self.active = bool(len(tokens))
         if self.active and not self._plan.same(tokens, rows, self.runs.version):
             self._plan = Plan.of(tokens, rows, self.runs.version)
+
+    def prepare(self, site: Site, hidden: Tensor, residual: Tensor | None, source: Tensor | None) -> None:
+        """See `Executor.prepare`; there is nothing to do."""
 
     def edit(self, site: Site, hidden: Tensor, residual: Tensor | None, source: Tensor | None) -> None:
         """See `Executor.edit`."""

@@ -26,7 +26,7 @@ class Launch:
     """The arguments of a site that are the same in every step.
 
     Attributes:
-        number: of the site's first pass; keep: of its `KEEP` pass, 0 where there is none.
+        number: of the site's first pass; keep: of its `KEEP` pass, 0 where there is none; passes: int `[n]`, all.
         downs: buffers of pages of each source's width.
         factors: this rank's weight of what comes from each source: 0 or 1 where a sum over ranks follows.
         split: whether a source is divided over ranks.
@@ -34,6 +34,7 @@ class Launch:
 
     number: int
     keep: int
+    passes: Int64s
     kept: Tensor | None
     downs: tuple[Tensor, ...]
     factors: tuple[float, ...]
@@ -45,6 +46,7 @@ class TritonExecutor:
 
     Attributes:
         active: always; how much there is to do is known on the device.
+        prepared: from the first step that edits anything.
         chunks: of the current step.
     """
 
@@ -53,7 +55,7 @@ class TritonExecutor:
     def __init__(self, pool: Pool, runs: Runs, max_tokens: int, stages: int) -> None:
         self.pool, self.runs, self.stages, self.max_tokens = pool, runs, stages, max_tokens
         device = pool.device
-        self.chunks = 0
+        self.chunks, self.prepared = 0, False
         self._plan = torch.zeros(1 + 4 * max_tokens, dtype=torch.int32, device=device)
         self._low = torch.zeros(max_tokens, LOW_WIDTH, device=device)
         self._kept: dict[str, Tensor] = {}
@@ -76,35 +78,43 @@ class TritonExecutor:
         ordered, distinct, starts, lengths = by_row(tokens, rows)
         pieces = cut(lengths, kernels.BLOCK_TOKENS)
         self.chunks = len(pieces.owner)
+        self.prepared = self.prepared or self.chunks > 0
         firsts = starts[pieces.owner] + pieces.offset
         chunks = np.stack([distinct[pieces.owner], firsts, pieces.length], axis=1)
         self._staging.send(np.concatenate([[self.chunks], chunks.reshape(-1), ordered]), self._plan)
 
+    def prepare(self, site: Site, hidden: Tensor, residual: Tensor | None, source: Tensor | None) -> None:
+        """See `Executor.prepare`: buffers, and compiled kernels, neither of which may be made during a capture."""
+        if site.name not in self._launches:
+            self._start(site, 1, hidden, residual, source)
+
     def edit(self, site: Site, hidden: Tensor, residual: Tensor | None, source: Tensor | None) -> None:
-        """See `Executor.edit`. A site's first call makes its buffers and compiles, which no capture may contain."""
+        """See `Executor.edit`. What is captured has a program per token, the most chunks that there can be."""
+        launch = self._launches.get(site.name)
+        if self._capturing():
+            self._start(site, len(hidden), hidden, residual, source)
+        elif self.chunks and (launch is None or self.runs.users[launch.passes].any()):
+            self._start(site, self.chunks, hidden, residual, source)
+
+    def _start(self, site: Site, programs: int, hidden: Tensor, residual: Tensor | None, source: Tensor | None) -> None:
         target = hidden if site.columns is None else hidden[:, slice(*site.columns)]
-        launch, programs = self._launches.get(site.name), self.chunks
-        if launch is None:
-            sources = [target, *(self._source(site, name, source) for name in site.sources)]
-            launch = self._launches[site.name] = self._prepare(site, sources)
-            programs = max(programs, 1)
-        elif self._capturing():
-            programs = len(hidden)
-        if programs:
-            sources = [target, *(self._source(site, name, source) for name in site.sources)]
-            run = self._run_split if launch.split else self._run
-            run(site, launch, programs, tuple(sources), residual)
+        sources = (target, *(self._source(name, source) for name in site.sources))
+        if site.name not in self._launches:
+            self._launches[site.name] = self._launch(site, sources)
+        launch = self._launches[site.name]
+        run = self._run_split if launch.split else self._run
+        run(site, launch, programs, sources, residual)
 
     def _capturing(self) -> bool:
         return self.pool.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
-    def _source(self, site: Site, name: str, given: Tensor | None) -> Tensor:
+    def _source(self, name: str, given: Tensor | None) -> Tensor:
         if name != INPUT:
             return self._kept[name]
         assert given is not None
         return given
 
-    def _prepare(self, site: Site, sources: list[Tensor]) -> Launch:
+    def _launch(self, site: Site, sources: tuple[Tensor, ...]) -> Launch:
         target, kept = sources[0], None
         if site.keep is not None:
             width = target.shape[1]
@@ -116,6 +126,9 @@ class TritonExecutor:
         return Launch(
             number=site.stages[0][0].index,
             keep=site.keep or 0,
+            passes=np.array(
+                [one.index for stage in site.stages for one in stage] + ([] if site.keep is None else [site.keep])
+            ),
             kept=kept,
             downs=tuple(self.pool.of(each.shape[1]).buffer for each in sources),
             factors=tuple(float(lead or each) for each in sharded),
@@ -140,7 +153,6 @@ class TritonExecutor:
         from vllm.distributed import tensor_model_parallel_all_reduce
 
         runs, target = self.runs, sources[0]
-        rest = None if residual is None else residual
         for stage in range(self.stages):
             number, last = launch.number + stage * (len(sources) + 1), stage == self.stages - 1
             kernels.shrink_kernel[(programs,)](
@@ -151,7 +163,7 @@ class TritonExecutor:
             kept = launch.kept if last else None
             kernels.expand_kernel[(programs,)](
                 self._plan, runs.table, runs.table.shape[1], runs.up, runs.bias, runs.code, number, launch.keep,
-                target, target.stride(0), rest, 0 if rest is None else rest.stride(0), target.shape[1],
+                target, target.stride(0), residual, 0 if residual is None else residual.stride(0), target.shape[1],
                 launch.downs[0], low, LOW_WIDTH, kept, 0 if kept is None else kept.stride(0),
                 SOURCES=len(sources), **self._blocks,
             )  # fmt: skip

@@ -25,7 +25,7 @@ def edit(hidden: Tensor, residual: Tensor | None, source: Tensor | None, point: 
     """
     state, place = POINTS[point]
     running = state.launching and state.executor.active
-    if not running and not state.captures.step:
+    if not running and state.executor.prepared and not state.captures.step:
         return
     flat = hidden.view(-1, hidden.shape[-1])
     rest = None if residual is None else residual.view(-1, hidden.shape[-1])
@@ -33,6 +33,8 @@ def edit(hidden: Tensor, residual: Tensor | None, source: Tensor | None, point: 
     for site in place.sites:
         if running:
             state.executor.edit(site, flat, rest, given)
+        elif not state.executor.prepared:
+            state.executor.prepare(site, flat, rest, given)
         if state.captures.step:
             state.captures.keep(site, flat, rest)
 

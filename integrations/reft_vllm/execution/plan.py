@@ -20,12 +20,17 @@ class Executor(Protocol):
 
     Attributes:
         active: whether there may be anything to do in this step.
+        prepared: whether sites need not be prepared any more.
     """
 
     active: bool
+    prepared: bool
 
     def begin(self, tokens: Int64s, rows: Int64s) -> None:
         """Edit, until the next call, those tokens `[edited]` of the flattened batch, each by the row beside it."""
+
+    def prepare(self, site: Site, hidden: Tensor, residual: Tensor | None, source: Tensor | None) -> None:
+        """Make what the first edit of a site needs, in a pass before the first step; tensors as for `edit`."""
 
     def edit(self, site: Site, hidden: Tensor, residual: Tensor | None, source: Tensor | None) -> None:
         """Edit one site, `[tokens, width]` or columns of it; tensors as in `reft_vllm.execution.op.edit`."""

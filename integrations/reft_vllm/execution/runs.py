@@ -40,6 +40,7 @@ class Runs:
         down, up: int32 `[entries]`; bias: float32 `[entries]`; code: int8 `[entries]`. Entry 0 adds nothing.
         table: int32 `[passes, rows, 2]`: start and length of the run.
         version: changes when a row does.
+        users: int32 `[passes]`, rows with a run in each, on the host.
     """
 
     def __init__(self, passes: int, rows: int, entries: int, device: torch.device, growable: bool) -> None:
@@ -56,13 +57,15 @@ class Runs:
         self.version += 1
         self._end = 1
         self._free: dict[int, list[int]] = {}
-        self._held: dict[int, tuple[int, int]] = {}
+        self._held: dict[int, tuple[int, int, npt.NDArray[np.bool_]]] = {}
+        self.users = np.zeros(len(self.table), dtype=np.int32)
         self._free_rows = list(range(self.table.shape[1] - 1, -1, -1))
         self.table.zero_()
 
     def add_passes(self, count: int) -> int:
         """Have `count` more passes; returns the first."""
         first = len(self.table)
+        self.users = np.append(self.users, np.zeros(count, dtype=np.int32))
         self.table = torch.cat([self.table, self.table.new_zeros(count, *self.table.shape[1:])])
         return first
 
@@ -75,7 +78,6 @@ class Runs:
         if not self._free_rows:
             self._grow_rows()
         row = self._free_rows.pop()
-        self._held[row] = (start, total)
         column = np.zeros((len(self.table), 2), dtype=np.int32)
         ordered = sorted(work, key=lambda pair: pair[0])
         position = start
@@ -89,12 +91,16 @@ class Runs:
             if parts:
                 getattr(self, name)[start : start + total] = torch.from_numpy(np.concatenate(parts))
         self.table[:, row] = torch.from_numpy(column)
+        used = column[:, 1] > 0
+        self._held[row] = start, total, used
+        self.users += used
         return row
 
     def remove(self, row: int) -> None:
         """Empty a row."""
         self.version += 1
-        start, total = self._held.pop(row)
+        start, total, used = self._held.pop(row)
+        self.users[: len(used)] -= used
         self._free.setdefault(total, []).append(start)
         self._free_rows.append(row)
         self.table[:, row] = 0

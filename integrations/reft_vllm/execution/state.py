@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from reft_plugins.errors import UnsupportedProgramError
 from reft_plugins.positions import Positions
 from reft_plugins.program import ACTIVATIONS, Edit, Program
-from reft_vllm.execution.capacity import ENTRIES_PER_SLOT, ROWS_PER_SLOT, check_fits
+from reft_vllm.execution.capacity import ENTRIES_PER_SLOT, ROWS_PER_SLOT, check_fits, learned_pages
 from reft_vllm.execution.captures import Captures
 from reft_vllm.execution.cpu import BatchedExecutor
 from reft_vllm.execution.gated import Gated
@@ -124,8 +125,8 @@ class EngineState:
                         self._pass(site, stage, read)
         return Point(name, list(sites))
 
-    def check_fits(self, work: Mapping[str, Sequence[Edit]]) -> None:
-        """Refuse edits that `load` could not hold beside those of all other slots.
+    def check_fits(self, work: Mapping[str, Sequence[Edit]], program: Program | None = None) -> None:
+        """Refuse what `load` could not hold beside all other slots; arguments as there.
 
         Raises:
             UnsupportedProgramError: naming what is too much.
@@ -135,7 +136,8 @@ class EngineState:
                 for edit in edits:
                     source_of(edit, site)
         if not self.movable:
-            check_fits(work, self.sites, self.pool, self.slots)
+            learned = Counter() if program is None else learned_pages(program, self.placeholders, self.gated)
+            check_fits(work, learned, self.sites, self.pool, self.slots)
 
     @torch.inference_mode()
     def load(
@@ -155,7 +157,7 @@ class EngineState:
             UnsupportedProgramError: it does not fit; the slot is empty then.
         """
         self.clear(slot)
-        self.check_fits(work)
+        self.check_fits(work, program)
         groups = position_groups([edit for edits in work.values() for edit in edits])
         loaded = self._loaded[slot] = Loaded()
         try:
