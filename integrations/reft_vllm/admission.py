@@ -1,5 +1,5 @@
-"""Adapters this process has read: loaded once, checked against the served base, and kept by content, so that a file that
-breaks or changes later cannot break a running engine, nor change what a request in flight runs under."""
+"""Adapters this process has read: loaded once, checked against the served base, and kept by content, so that a file
+that breaks or changes later cannot break a running engine, nor change what a request in flight runs under."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Admitted:
     """An adapter that passed every check.
 
     `digest` names the version, with its strength, in prefix-cache keys; `positions` are the distinct positions at which
-    it changes something; `everywhere` tells that it changes every token, so that every block of the cache depends on it.
+    it changes something; `everywhere` tells that it changes every token, so that every cached block depends on it.
     """
 
     manifest: Manifest

@@ -19,12 +19,13 @@ def install() -> None:
     from reft_vllm.source import Tree
 
     check(requirements(), Tree.installed())
-    from reft_vllm import cpu_lora
+    from reft_vllm import cpu_lora, worker
     from reft_vllm.execution import gated, op, overwrite
 
     for room in (op, overwrite, gated):
         room.register()
     cpu_lora.register()
+    worker.attach()
     for point in PATCH_POINTS:
         point.apply()
     _installed = True

@@ -60,7 +60,6 @@ class VllmRuntime:
             "max_loras": max_loras,
             "max_lora_rank": max_lora_rank,
             "max_logprobs": -1,
-            "worker_extension_cls": "reft_vllm.worker.EditStatistics",
             "additional_config": {"reft": {"sites": sites if isinstance(sites, str) else sorted(sites)}},
         }
         self.llm = LLM(str(locate(base)), **{**settings, **engine})

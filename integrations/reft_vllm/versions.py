@@ -77,8 +77,9 @@ def checked_strength(value: object) -> float:
 class Numbers:
     """vLLM's `lora_int_id` of every version: 31 bits that follow from the content, so that processes agree.
 
-    The numbers are from 2^30 on, where vLLM's own counter of other LoRAs does not come. Two versions whose numbers would
-    be equal get the next free one, in the process that meets both: each engine has the last word on its own numbers.
+    The numbers are from 2^30 on, where vLLM's own counter of other LoRAs does not come. Of two versions whose numbers
+    would be equal the later one gets the next free one, in the process that meets both: each engine has the last word
+    on its own numbers.
     """
 
     def __init__(self) -> None:

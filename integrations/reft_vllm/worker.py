@@ -1,21 +1,96 @@
-"""What the plugin adds to vLLM's worker: counters of edits, read through `collective_rpc`."""
+"""What the plugin adds to vLLM's worker, called through `collective_rpc`."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import Any
+
+logger = logging.getLogger("vllm.reft")
 
 
 class EditStatistics:
-    """Mixed into the worker class by vLLM's `worker_extension_cls`."""
+    """Nothing: vLLM's `worker_extension_cls` is not needed, every worker has the functions below."""
 
-    model_runner: Any
 
-    def reft_statistics(self) -> dict[str, int]:
-        """Counters since the start; see `reft_vllm.execution.state.EngineState`."""
-        state = self.model_runner.lora_manager._adapter_manager.reft
-        names = ("steps", "edited_steps", "edited_tokens", "most_adapters")
-        return {**{name: int(getattr(state, name)) for name in names}, "resident_pages": state.pool.resident}
+def reft_statistics(worker: Any) -> dict[str, float]:
+    """Counters since the start, and what is loaded now; `reft_vllm.front_end.metrics` says what they mean."""
+    from reft_vllm.admission import KEPT
+    from reft_vllm.counters import counters_of
+    from reft_vllm.prefetch import PREFETCHER
 
-    def reft_captured(self, key: str) -> dict[str, Any]:
-        """Activations kept for a request; see `reft_vllm.execution.captures.Captures.take`."""
-        return self.model_runner.lora_manager._adapter_manager.reft.captures.take(key)  # type: ignore[no-any-return]
+    manager = worker.model_runner.lora_manager._adapter_manager
+    state, counters = manager.reft, counters_of(manager)
+    names = ("steps", "edited_steps", "edited_tokens", "most_adapters")
+    return {
+        **{name: getattr(state, name) for name in names},
+        **counters.totals(),
+        "resident_pages": state.pool.resident,
+        "resident_page_bytes": state.pool.resident_bytes,
+        "resident_adapters": len(manager.list_adapters()),
+        "active_adapters": sum(lora_id is not None for lora_id in manager.lora_index_to_id),
+        "kept_bytes": KEPT.bytes,
+        "kept_hits": KEPT.hits,
+        "kept_misses": KEPT.misses,
+        "reads": KEPT.reads,
+        "prefetched": PREFETCHER.read,
+        "prefetch_failures": PREFETCHER.failed,
+    }
+
+
+def reft_load_seconds(worker: Any) -> list[float]:
+    """How long each load of an adapter took since the last call, in seconds."""
+    from reft_vllm.counters import counters_of
+
+    return counters_of(worker.model_runner.lora_manager._adapter_manager).take_seconds()
+
+
+def reft_captured(worker: Any, key: str) -> dict[str, Any]:
+    """Activations kept for a request; see `reft_vllm.execution.captures.Captures.take`."""
+    return worker.model_runner.lora_manager._adapter_manager.reft.captures.take(key)  # type: ignore[no-any-return]
+
+
+def reft_prepare(worker: Any, requests: Sequence[Any]) -> dict[int, str]:
+    """Load adapters of the coming step, where an error can still be told to the engine.
+
+    Args:
+        requests: vLLM's LoRA requests, all of which the step uses.
+
+    Returns:
+        What went wrong, by number of the LoRA. Such a LoRA is empty until it is prepared again.
+    """
+    loras = worker.model_runner.lora_manager
+    empty: set[int] = worker.__dict__.setdefault("reft_empty", set())
+    failed: dict[int, str] = {}
+    for request in requests:
+        number = request.lora_int_id
+        try:
+            if number in empty:
+                loras.remove_adapter(number)
+                empty.discard(number)
+            loras.add_adapter(request)
+        except Exception as error:
+            logger.exception("reft: adapter %s cannot be loaded any more", request.lora_path)
+            failed[number] = str(error)
+            empty.add(number)
+            _register_empty(loras, number)
+    return failed
+
+
+def _register_empty(loras: Any, number: int) -> None:
+    from reft_vllm.loading import SENTINEL, ServedModel, sentinel
+
+    manager = loras._adapter_manager
+    manager.remove_adapter(number)
+    if len(manager) + 1 > manager.capacity:
+        manager.remove_oldest_adapter()
+    manager.add_adapter(ServedModel(number, 1, {SENTINEL: sentinel()}))
+    manager.activate_adapter(number)
+
+
+def attach() -> None:
+    """Give the functions above to every kind of vLLM worker."""
+    from vllm.v1.worker.worker_base import WorkerBase
+
+    for function in (reft_statistics, reft_load_seconds, reft_captured, reft_prepare):
+        setattr(WorkerBase, function.__name__, function)

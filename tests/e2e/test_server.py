@@ -3,60 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import vllm_environment  # noqa: F401
+from openai_server import serving
 from scipy.special import log_softmax
 from strong_adapters import strong_lora, strong_loreft
 from tiny_models import make_tiny_llama
 
 import reft_plugins as reft
 from adapters_store import Store
-
-ENGINE = [
-    "--dtype",
-    "float32",
-    "--max-model-len",
-    "256",
-    "--max-num-batched-tokens",
-    "64",
-    "--max-num-seqs",
-    "8",
-    "--block-size",
-    "32",
-]
-
-
-class Server:
-    def __init__(self, port: int, log: Path) -> None:
-        self.url, self.log = f"http://127.0.0.1:{port}", log
-
-    def call(self, path: str, body: dict | None = None) -> tuple[int, dict]:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
-        try:
-            with urllib.request.urlopen(request, timeout=120) as answer:
-                text = answer.read()
-                return answer.status, json.loads(text) if text.startswith((b"{", b"[")) else {"text": text.decode()}
-        except urllib.error.HTTPError as error:
-            return error.code, json.loads(error.read() or b"{}")
-
-    def complete(self, model: str, prompt: list[int]) -> dict:
-        body = {"model": model, "prompt": prompt, "max_tokens": 8, "temperature": 0, "logprobs": 5, "ignore_eos": True}
-        status, answer = self.call("/v1/completions", {**body, "return_token_ids": True})
-        assert status == 200, answer
-        return answer["choices"][0]
+from reft_plugins.base_model import identify
+from reft_plugins.methods.program import adapter_of
+from reft_plugins.positions import Positions
+from reft_plugins.program import Edit, Program, Site
 
 
 @pytest.fixture(scope="module")
@@ -76,33 +42,11 @@ def server(tiny_llama, adapters, tmp_path_factory):
     store.add(adapters["french"].save(root / "french"), "french:prod")
     store.add(adapters["tone"].save(root / "tone"), "tone:v2")
     adapters["code"].save(root / "code")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "reft"), "serve", str(tiny_llama), "--port", str(port)]
+    command = [str(tiny_llama), "--allow-loading"]
     for name, reference in (("french", "french:prod"), ("tone", "tone:v2"), ("code", root / "code")):
         command += ["--adapter", f"{name}={reference}"]
-    command += ["--allow-loading", *ENGINE]
-    environment = {**os.environ, "REFT_STORE": str(root / "store"), "VLLM_LOGGING_LEVEL": "INFO"}
-    log = root / "server.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, process_group=0)
-    running = Server(port, log)
-    try:
-        deadline = time.monotonic() + 400
-        while True:
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-4000:]
-            try:
-                if running.call("/health")[0] == 200:
-                    break
-            except OSError:
-                time.sleep(1)
+    with serving(command, root / "server.log", REFT_STORE=str(root / "store")) as running:
         yield running
-        assert process.poll() is None, f"the server died:\n{log.read_text()[-4000:]}"
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
 
 
 @pytest.fixture(scope="module")
@@ -152,16 +96,19 @@ def bad_adapters(tiny_llama: Path, root: Path) -> dict[str, tuple[str, str]]:
     document = json.loads((outside / "adapter.json").read_text())
     document["base"] = json.loads((truncated / "adapter.json").read_text())["base"]
     (outside / "adapter.json").write_text(json.dumps(document))
+    shift = Edit(Site(0, "mlp_output"), Positions.parse("all"), shift=torch.ones(128))
+    elsewhere = adapter_of(Program((shift,)), identify(tiny_llama))
     return {
         "other base": (str(strong_loreft(other, "f1", seed=1).save(root / "other")), "made for base model"),
         "truncated": (str(truncated), "truncated"),
         "flipped": (str(flipped), "a bit changed"),
         "schema": (manifest("schema", lambda d: d.update(schema="reft-adapter/99")), "unknown schema"),
         "layer outside": (str(outside), "outside the base model"),
-        "rank": (str(strong_loreft(tiny_llama, "f1", seed=1, rank=40).save(root / "rank")), "max-lora-rank"),
+        "rank": (str(strong_lora(tiny_llama, seed=1, rank=40).save(root / "rank")), "max-lora-rank"),
         "positions": (manifest("positions", lambda d: d["config"].update(positions="x9")), "positions 'x9'"),
         "method": (manifest("method", lambda d: d.update(method="magic")), "unknown method 'magic'"),
         "unknown reference": ("french:nowhere", "nowhere"),
+        "site": (str(elsewhere.save(root / "site")), "--sites block_output,mlp_output,virtual_tokens"),
     }
 
 

@@ -17,6 +17,7 @@ from reft_vllm.patches import (
     runner_v1,
     runner_v2,
     runners,
+    versions,
 )
 from reft_vllm.patching import Imports, Requirement
 from reft_vllm.source import imported_from_vllm
@@ -33,6 +34,7 @@ PATCH_POINTS = (
     *capture.POINTS,
     *placeholders.POINTS,
     *prefetch.POINTS,
+    *versions.POINTS,
 )
 """What is patched when the plugin is loaded."""
 

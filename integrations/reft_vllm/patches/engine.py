@@ -38,7 +38,8 @@ def _block_hash_keys(original: Original) -> Original:
 def _preprocess_add_request(original: Original) -> Original:
     def preprocess(self: Any, request: Any) -> Any:
         """Refuse a request whose adapter is broken here, where an error fails the request and not the engine."""
-        request.lora_request = checked(request.lora_request, self.vllm_config)
+        extra = getattr(request.sampling_params, "extra_args", None)
+        request.lora_request = checked(request.lora_request, self.vllm_config, extra)
         return preprocess_with_placeholders(self, original, request)
 
     return preprocess

@@ -1,0 +1,1 @@
+"""The OpenAI server's process: adapters by name, by store reference and at a strength; model cards; metrics."""

@@ -1,0 +1,117 @@
+"""Versions of adapters in the engine: one number for each, loaded before the step that needs it, and failures told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reft_vllm.counters import counters_of, counting
+from reft_vllm.guard import Guard, is_ours
+from reft_vllm.patching import Original, PatchPoint
+from reft_vllm.requests import checked
+
+
+def _init(original: Original) -> Original:
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        lora_config = self.vllm_config.lora_config
+        if lora_config is not None:
+            self.scheduler.reft_guard = Guard(self.model_executor, lora_config.max_cpu_loras or lora_config.max_loras)
+
+    return init
+
+
+def _add_lora(original: Original) -> Original:
+    def add(self: Any, lora_request: Any) -> Any:
+        lora = checked(lora_request, self.vllm_config)
+        added = original(self, lora)
+        guard = getattr(self.scheduler, "reft_guard", None)
+        if guard is not None:
+            guard.resident.use([lora.lora_int_id])
+        return added
+
+    return add
+
+
+def _remove_lora(original: Original) -> Original:
+    def remove(self: Any, lora_id: int) -> Any:
+        """One of our adapters that a request still runs under stays, and goes when it is the least recently used."""
+        users = (request.lora_request for request in self.scheduler.requests.values())
+        if any(lora is not None and lora.lora_int_id == lora_id and is_ours(lora) for lora in users):
+            return False
+        guard = getattr(self.scheduler, "reft_guard", None)
+        if guard is not None:
+            guard.resident.forget(lora_id)
+        return original(self, lora_id)
+
+    return remove
+
+
+def _schedule(original: Original) -> Original:
+    def schedule(self: Any, *args: Any, **kwargs: Any) -> Any:
+        step = original(self, *args, **kwargs)
+        guard = getattr(self, "reft_guard", None)
+        if guard is not None:
+            guard.prepare(self, step)
+        return step
+
+    return schedule
+
+
+def _update_from_output(original: Original) -> Original:
+    def update(self: Any, scheduler_output: Any, model_runner_output: Any, *args: Any, **kwargs: Any) -> Any:
+        guard = getattr(self, "reft_guard", None)
+        failed = guard.finish(self) if guard is not None else []
+        outputs = original(self, scheduler_output, model_runner_output, *args, **kwargs)
+        if failed:
+            from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+
+            for request in failed:
+                ended = EngineCoreOutput(request.request_id, new_token_ids=[], finish_reason=FinishReason.ERROR)
+                outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(ended)
+        return outputs
+
+    return update
+
+
+def _add_adapter(original: Original) -> Original:
+    def add(self: Any, lora_request: Any) -> Any:
+        with counting(self._adapter_manager, lora_request.lora_int_id):
+            return original(self, lora_request)
+
+    return add
+
+
+def _apply_adapters(original: Original) -> Original:
+    def apply(self: Any, lora_requests: Any) -> None:
+        counters_of(self._adapter_manager).uses += len(lora_requests)
+        original(self, lora_requests)
+
+    return apply
+
+
+def _equal(original: Original) -> Original:
+    def equal(self: Any, value: object) -> bool:
+        """Two versions of one name, which may be in one batch, are not the same adapter."""
+        return bool(original(self, value)) and (not is_ours(self) or self.lora_path == value.lora_path)  # type: ignore[attr-defined]
+
+    return equal
+
+
+_CORE, _SCHEDULER = "vllm.v1.engine.core", "vllm.v1.core.sched.scheduler"
+_WORKER = "vllm.lora.worker_manager"
+
+POINTS = (
+    PatchPoint(_CORE, "EngineCore.__init__", ("self", "vllm_config", "executor_class"), _init),
+    PatchPoint(_CORE, "EngineCore.add_lora", ("self", "lora_request"), _add_lora),
+    PatchPoint(_CORE, "EngineCore.remove_lora", ("self", "lora_id"), _remove_lora),
+    PatchPoint(_SCHEDULER, "Scheduler.schedule", ("self",), _schedule),
+    PatchPoint(
+        _SCHEDULER,
+        "Scheduler.update_from_output",
+        ("self", "scheduler_output", "model_runner_output"),
+        _update_from_output,
+    ),
+    PatchPoint(_WORKER, "LRUCacheWorkerLoRAManager.add_adapter", ("self", "lora_request"), _add_adapter),
+    PatchPoint(_WORKER, "LRUCacheWorkerLoRAManager._apply_adapters", ("self", "lora_requests"), _apply_adapters),
+    PatchPoint("vllm.lora.request", "LoRARequest.__eq__", ("self", "value"), _equal),
+)
