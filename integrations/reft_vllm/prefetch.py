@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
-from reft_vllm.admission import admit
+from reft_vllm.admission import KEPT, admit
 from reft_vllm.versions import Version
 
 logger = logging.getLogger("vllm.reft")
@@ -49,11 +49,12 @@ class Prefetcher:
     """Admits adapters in a thread of its own, which starts with the first.
 
     Attributes:
-        asked, done, failed, dropped: adapters it was asked for, has in memory now, could not read, had no room for.
+        asked: adapters it was asked for; read: those it brought into memory, where the others were already.
+        failed, dropped: those it could not read, and those it had no room for.
     """
 
     def __init__(self, queued: int = QUEUED) -> None:
-        self.asked = self.done = self.failed = self.dropped = 0
+        self.asked = self.read = self.failed = self.dropped = 0
         self._queue: queue.Queue[str] = queue.Queue(queued)
         self._thread: threading.Thread | None = None
 
@@ -77,8 +78,9 @@ class Prefetcher:
         while True:
             path = self._queue.get()
             try:
-                admit(path)
-                self.done += 1
+                if Version.parse(path).key not in KEPT:
+                    admit(path)
+                    self.read += 1
             except Exception as error:
                 self.failed += 1
                 logger.debug("reft: %s was not read ahead: %s", path, error)
