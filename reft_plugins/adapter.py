@@ -142,9 +142,10 @@ class Adapter:
         program.validate(self.manifest.base)
         if summarise(program) != self.manifest.program:
             raise AdapterError(f"{MANIFEST_FILE}: its program is not the one its tensors make; it was altered")
-        program = plugins.rewrite(self, program)
-        program.validate(self.manifest.base)
-        return program
+        rewritten = plugins.rewrite(self, program)
+        if rewritten is not program:
+            rewritten.validate(self.manifest.base)
+        return rewritten
 
     @property
     def digest(self) -> str:

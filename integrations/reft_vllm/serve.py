@@ -23,17 +23,13 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 @click.argument("base")
 @click.option("--adapter", "adapters", multiple=True, metavar="NAME=REF", help="Serve REF as model NAME; repeatable.")
 @click.option("--sites", help="What adapters may change, of the model's parts: 'all' or names [default: see above].")
-@click.option(
-    "--max-loras", type=int, help="Adapters in one batch [default: at most 8, without LoRA weights 32]."
-)
+@click.option("--max-loras", type=int, help="Adapters in one batch [default: at most 8, without LoRA weights 32].")
 @click.option("--max-lora-rank", type=int, help="Largest rank of LoRA weights [default: the adapters', at least 16].")
 @click.option("--no-lora", is_flag=True, help="Serve no plain LoRA weights: linear modules stay as fast as the base's.")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=int, default=8000, show_default=True)
 @click.option("--allow-loading", is_flag=True, help="Let clients load and unload adapters (/v1/load_lora_adapter).")
-@click.option(
-    "--resolve-from-store", is_flag=True, help="Serve any adapter of the store as model name:tag."
-)
+@click.option("--resolve-from-store", is_flag=True, help="Serve any adapter of the store as model name:tag.")
 @click.pass_context
 def serve(
     context: click.Context,
