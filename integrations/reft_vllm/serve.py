@@ -57,7 +57,7 @@ def serve(
     paths = dict(_split(adapter) for adapter in adapters)
     if len(paths) != len(adapters):
         raise click.UsageError("two --adapter options use the same NAME")
-    given = set(context.args)
+    given = {argument.partition("=")[0] for argument in context.args}
     if sites is not None and "--additional-config" in given:
         raise click.UsageError("--sites is a part of --additional-config; give one of them")
     modules, programs = _admit(base, paths)
