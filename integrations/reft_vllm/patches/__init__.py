@@ -6,6 +6,7 @@ from pathlib import Path
 
 from reft_vllm.patches import (
     activation,
+    beams,
     capture,
     cpu,
     engine,
@@ -41,7 +42,15 @@ PATCH_POINTS = (
 RUNNER_POINTS = (*capture.RUNNER_POINTS, *runner_v1.RUNNER_POINTS, *runner_v2.RUNNER_POINTS)
 """What is patched when a model runner of that kind loads its model, since importing it earlier is not safe."""
 
-READS = (*activation.READS, *placeholders.READS, *prefetch.READS, *rest.READS, *runner_v1.READS, *runner_v2.READS)
+READS = (
+    *activation.READS,
+    *beams.READS,
+    *placeholders.READS,
+    *prefetch.READS,
+    *rest.READS,
+    *runner_v1.READS,
+    *runner_v2.READS,
+)
 
 
 def requirements() -> tuple[Requirement, ...]:

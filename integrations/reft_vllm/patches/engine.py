@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from reft_vllm.beams import asked_length
 from reft_vllm.cache_keys import block_key, replace_key
 from reft_vllm.patches.placeholders import preprocess_with_placeholders
 from reft_vllm.patching import Original, PatchPoint
@@ -29,7 +30,9 @@ def _block_hash_keys(original: Original) -> Original:
         admitted = admitted_of(request)
         if admitted is None:
             return found, next_mm
-        ours = block_key(admitted, request.num_prompt_tokens, start_token_idx, end_token_idx)
+        front = admitted.program.in_front
+        prompt_len = front + asked_length(request.sampling_params, request.num_prompt_tokens - front)
+        ours = block_key(admitted, prompt_len, start_token_idx, end_token_idx)
         return replace_key(found, ours), next_mm
 
     return keys

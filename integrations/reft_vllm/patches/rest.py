@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reft_plugins.program import Edit, KeyValuePrefix, Program, WeightDelta
+from reft_vllm.beams import beams_of
 from reft_vllm.patching import Original, PatchPoint, Reads
 
 Ints = npt.NDArray[np.integer[Any]]
@@ -56,8 +57,8 @@ def begin_step(
     slot = np.array([slots.get(lora_id, -1) for lora_id in lora_ids.tolist()], dtype=np.int32)
     scheduled, computed, prompt_len = (part.astype(np.int32) for part in (scheduled, computed, prompt_len))
     state.launching = not at_rest(manager, lora_ids, computed, prompt_len)
-    state.begin_step(slot, scheduled, computed, prompt_len)
     in_front = np.where(slot >= 0, state.folded.in_front[slot], 0)
+    state.begin_step(slot, scheduled, computed, beams_of(manager).lengths(requests, prompt_len, in_front))
     state.captures.begin_step(requests, scheduled, computed, prompt_len, in_front)
 
 

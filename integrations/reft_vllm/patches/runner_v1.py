@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from reft_vllm.patches import prefetch
+from reft_vllm.patches import beams, prefetch
 from reft_vllm.patches.rest import begin_step
 from reft_vllm.patching import Original, PatchPoint, Reads
 
@@ -53,6 +53,7 @@ POINTS = (
 )
 RUNNER = f"{_RUNNER}.GPUModelRunner"
 RUNNER_POINTS = (
+    beams.following(_RUNNER),
     prefetch.following(_RUNNER),
     PatchPoint(
         _RUNNER,
