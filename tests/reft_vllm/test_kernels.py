@@ -109,11 +109,12 @@ def test_nothing_is_launched_where_nothing_is_edited(form: str, monkeypatch: pyt
     assert not runs
 
 
-def test_captures_without_adapters_find_everything_prepared() -> None:
+@pytest.mark.parametrize("launching", [True, False])
+def test_captures_find_everything_prepared(launching: bool) -> None:
     """Passes before the first step may launch nothing, but make what a capture needs and cannot make itself."""
     draw = Draw(6)
     state = make_state("interpreter", 1, 64)
-    state.launching = False
+    state.launching = launching
     batch = Batch.of([(-1, 9, 0, 9)], draw, residual=True).to(state.device, torch.float32)
     batch.forward()
     executor = state.executor

@@ -93,7 +93,9 @@ class TritonExecutor:
         launch = self._launches.get(site.name)
         if self._capturing():
             self._start(site, len(hidden), hidden, residual, source)
-        elif self.chunks and (launch is None or self.runs.users[launch.passes].any()):
+        elif launch is None:
+            self._start(site, max(self.chunks, 1), hidden, residual, source)
+        elif self.chunks and self.runs.users[launch.passes].any():
             self._start(site, self.chunks, hidden, residual, source)
 
     def _start(self, site: Site, programs: int, hidden: Tensor, residual: Tensor | None, source: Tensor | None) -> None:
