@@ -1,6 +1,6 @@
 """Serving speed with and without adapters: base model, idle plugin, ReFT, and vLLM's own LoRA, in one run.
 
-    python benchmarks/serving.py [--device cpu|cuda] [--rounds 5] [--requests 256] [--small] [--json FILE]
+    python benchmarks/serving.py [--device cpu|cuda] [--rounds 4] [--requests 256] [--small] [--json FILE]
 
 Every engine lives in a process of its own; rounds go through the rows, every other one backwards, with the base at both
 ends, so that whatever else the machine does hits all alike. Ratios are medians of the ratios within a round, with their
@@ -41,7 +41,7 @@ def main() -> None:
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: what torch finds")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--all-rounds", type=int, default=1, help="rounds of all rows; the others leave out LoRA's")
     parser.add_argument("--requests", type=int, help="default: the largest number of adapters")
     parser.add_argument("--adapters", type=int, nargs="+", help="numbers of adapters in one batch")
