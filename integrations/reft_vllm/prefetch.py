@@ -7,8 +7,8 @@ comes, the load in the step finds them in memory. An adapter that cannot be read
 from __future__ import annotations
 
 import logging
-import queue
 import threading
+from collections import OrderedDict
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any
@@ -50,33 +50,52 @@ class Prefetcher:
 
     Attributes:
         asked: adapters it was asked for; read: those it brought into memory, where the others were already.
-        failed, dropped: those it could not read, and those it had no room for.
+        late: those whose turn came first; failed: those it could not read; dropped: those it had no room for.
     """
 
     def __init__(self, queued: int = QUEUED) -> None:
-        self.asked = self.read = self.failed = self.dropped = 0
-        self._queue: queue.Queue[str] = queue.Queue(queued)
+        self.queued = queued
+        self.asked = self.read = self.late = self.failed = self.dropped = 0
+        self._waiting: OrderedDict[str, None] = OrderedDict()
+        self._busy = False
+        self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def ask(self, paths: Iterable[str]) -> None:
-        """Have adapters read soon; returns at once."""
-        for path in paths:
-            self.asked += 1
-            try:
-                self._queue.put_nowait(path)
-            except queue.Full:
-                self.dropped += 1
-        if self._thread is None and not self._queue.empty():
-            self._thread = threading.Thread(target=self._work, name="reft-prefetch", daemon=True)
-            self._thread.start()
+    def ask(self, paths: Iterable[str], begun: Iterable[str] = ()) -> None:
+        """Have adapters read soon; returns at once.
+
+        Args:
+            begun: adapters whose turn has come, which nobody needs to read ahead any more.
+        """
+        with self._changed:
+            for path in begun:
+                if path in self._waiting:
+                    del self._waiting[path]
+                    self.late += 1
+            for path in paths:
+                self.asked += 1
+                if len(self._waiting) < self.queued:
+                    self._waiting[path] = None
+                else:
+                    self.dropped += 1
+            if self._thread is None and self._waiting:
+                self._thread = threading.Thread(target=self._work, name="reft-prefetch", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
 
     def join(self) -> None:
         """Wait until all that was asked for has been tried."""
-        self._queue.join()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting and not self._busy)
 
     def _work(self) -> None:
         while True:
-            path = self._queue.get()
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: bool(self._waiting))
+                path, _ = self._waiting.popitem(last=False)
+                self._busy = True
             try:
                 if Version.parse(path).key not in KEPT:
                     admit(path)
@@ -84,8 +103,6 @@ class Prefetcher:
             except Exception as error:
                 self.failed += 1
                 logger.debug("reft: %s was not read ahead: %s", path, error)
-            finally:
-                self._queue.task_done()
 
 
 PREFETCHER = Prefetcher()

@@ -117,7 +117,8 @@ def test_registered_adapters_come_back_from_disk(registered, asked, tiny_llama, 
         read, ahead = (served[name] - after[name] for name in ("reads", "prefetched"))
         print(f"{registered} registered, {asked} asked: {read} read again, {ahead} of them before their turn")
         assert read >= asked * (1 - 2 * KEPT / registered), "most were not in memory any more"
-        assert ahead >= read / 2, "steps read most adapters themselves"
+        assert read < 1.25 * asked, "adapters were read ahead too early or too late"
+        assert ahead > read / 4, "steps read most adapters themselves"
         grown = memory_of(psutil.Process(os.getpid())) - memory
         assert grown < 60, f"{grown} MiB more with {registered} adapters registered than with 200"
 

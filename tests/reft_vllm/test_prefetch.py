@@ -97,6 +97,8 @@ def test_asking_never_waits(monkeypatch) -> None:
     assert begun.wait(20)
     ahead.ask(["b", "c", "d", "e"])
     assert (ahead.asked, ahead.dropped, ahead.read) == (5, 2, 0)
+    ahead.ask([], begun=["b"])
+    assert ahead.late == 1, "nobody waits for it any more"
     go_on.set()
     ahead.join()
-    assert ahead.read == 3
+    assert ahead.read == 2

@@ -29,10 +29,12 @@ def _schedule(original: Original) -> Original:
 
 def _execute_model(original: Original) -> Original:
     def execute(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        if paths := getattr(scheduler_output, WAITING, ()):
+        paths = getattr(scheduler_output, WAITING, ())
+        began = [request.lora_request for request in scheduler_output.scheduled_new_reqs]
+        if paths or began:
             from reft_vllm.prefetch import PREFETCHER
 
-            PREFETCHER.ask(paths)
+            PREFETCHER.ask(paths, [lora.lora_path for lora in began if lora is not None])
         return original(self, scheduler_output, *args, **kwargs)
 
     return execute
