@@ -40,7 +40,16 @@ def at_rest(manager: Any, lora_ids: Ints, computed: Ints, prompt_len: Ints) -> b
     if bool((computed[adapted] < prompt_len[adapted]).any()):
         return False
     models = (manager._registered_adapters.get(int(lora_id)) for lora_id in np.unique(lora_ids[adapted]))
-    return not any(model is None or lasting(getattr(model, "program", None)) for model in models)
+    return not any(model is None or _lasts(model) for model in models)
+
+
+def _lasts(model: Any) -> bool:
+    """`lasting` of a LoRA that vLLM's manager holds, worked out once."""
+    try:
+        known: bool = model.reft_lasting
+    except AttributeError:
+        known = model.reft_lasting = lasting(getattr(model, "program", None))
+    return known
 
 
 def begin_step(
