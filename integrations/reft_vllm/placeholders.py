@@ -6,6 +6,7 @@ echoes are those of the request. What an engine says about prompts is stripped o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from copy import copy
 from typing import TYPE_CHECKING, Any
@@ -77,9 +78,13 @@ def check_worker(program: Program, state: EngineState) -> None:
     Raises:
         UnsupportedProgramError: naming the node.
     """
+    from reft_vllm.execution.gated import ONE
     from reft_vllm.execution.overwrite import EMBEDDINGS
     from reft_vllm.execution.tables import check_columns
 
+    gated = Counter((prefix.layer, prefix.projected) for prefix in program.prefixes if prefix.gate is not None)
+    if not state.movable and max(gated.values(), default=0) > 1:
+        raise UnsupportedProgramError(f"layer {gated.most_common(1)[0][0][0]}: {ONE}")
     check_columns(max([program.in_front, *(len(prefix.keys) for prefix in program.prefixes)]), state.movable)
     for node in program:
         if isinstance(node, VirtualTokens) and 0 in state.layers and EMBEDDINGS not in state.placeholders.targets:

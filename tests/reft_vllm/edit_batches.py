@@ -33,7 +33,8 @@ def interpreted_kernels() -> None:
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"
         try:
-            importlib.import_module("reft_vllm.execution.triton_kernels")
+            for name in ("triton_kernels", "placeholder_kernels"):
+                importlib.import_module(f"reft_vllm.execution.{name}")
         finally:
             del os.environ["TRITON_INTERPRET"]
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 BEHIND: dict[str, tuple[EngineState, Attention]] = {}
 """Attentions of this process whose prefixes may be added behind the output projection, by name in compiled graphs."""
 
+ONE = "a layer can have one gated prefix before its output projection and one behind it on this device"
+
 
 @dataclass(slots=True, eq=False)
 class Pairs:
@@ -53,6 +55,7 @@ class Attention:
         projected, unprojected: prefixes added before and behind the output projection.
         fits: whether heads are together as wide as hidden states, so that there can be any behind the projection.
         pending: `[tokens of the step, heads * size]`, to be added behind it.
+        ready: False until the kernel is compiled.
     """
 
     heads: int
@@ -65,6 +68,7 @@ class Attention:
     projected: list[Pairs] = field(default_factory=list)
     unprojected: list[Pairs] = field(default_factory=list)
     pending: Tensor | None = None
+    ready: bool = True
 
     def of(self, prefix: KeyValuePrefix) -> list[Pairs]:
         """Where a prefix belongs."""
@@ -98,6 +102,7 @@ class Gated:
         """Declare a layer; its memory is there from now on where graphs will point at it."""
         self.layers[layer] = attention
         if self.static is not None:
+            attention.ready = False
             self.pool.of(attention.kv_heads * attention.size)
             attention.projected.append(self._pairs(attention))
             if attention.fits:
@@ -169,6 +174,7 @@ class Gated:
         attention = self.layers[layer]
         if self.static is not None:
             self._launch(attention, query, output.view(query.shape))
+            attention.ready = True
             return
         assert self.chunks is not None
         if self.chunks.last >= len(query):  # a pass of a draft model through the same module
@@ -225,8 +231,8 @@ class Gated:
     ) -> None:
         places = attention.of(prefix)
         pairs = next((one for one in places if slot not in one.filled), None)
-        if pairs is None and self.static is not None:
-            raise UnsupportedProgramError(f"{prefix}: a layer has one gated prefix of a kind on this device")
+        if pairs is None and not self.movable:
+            raise UnsupportedProgramError(f"{prefix}: {ONE}")
         if pairs is None:
             pairs = self._pairs(attention)
             places.append(pairs)

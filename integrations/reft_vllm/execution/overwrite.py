@@ -35,12 +35,14 @@ class Target:
         width: of a row on this rank; shard: what of the whole row that is, None for all of it.
         table: per slot, the page that stands for each placeholder, 0 where the placeholder's own row stays.
         factor: what the model multiplies the row by afterwards, although the learned row is final.
+        ready: False until a kernel was launched, and so compiled, which must not happen while a graph is captured.
     """
 
     width: int
     table: PageTable
     shard: Shard | None = None
     factor: float = 1.0
+    ready: bool = True
 
 
 @dataclass(slots=True, eq=False)
@@ -78,7 +80,7 @@ class Placeholders:
         """Declare a target; its memory is there from now on where graphs will point at it."""
         self.pool.of(width)
         table = PageTable(self.slot_count, self.pool.device, self.movable)
-        self.targets[name] = Target(width, table, shard, factor)
+        self.targets[name] = Target(width, table, shard, factor, self.movable)
         return self.targets[name]
 
     def load(self, slot: int, length: int, rows: Mapping[str, tuple[int, Tensor]]) -> None:
@@ -159,6 +161,7 @@ class Placeholders:
             from reft_vllm.execution.placeholder_kernels import replace_rows
 
             replace_rows(flat, self.static, target.table.pages, self.pool.of(target.width).buffer)
+            target.ready = True
             return
         if int(self.tokens[-1]) >= len(flat):  # a pass of a draft model through the same module
             return
@@ -170,11 +173,15 @@ class Placeholders:
         flat[self.tokens[used]] = self.pool.of(target.width).buffer[pages[used]]
 
 
-def active(state: EngineState, busy: bool) -> bool:
-    """Whether something is to be launched: the step has work, or a graph is captured that must hold the kernel."""
-    if state.movable or not state.launching:
-        return busy and state.launching
-    return busy or torch.cuda.is_current_stream_capturing()
+def active(state: EngineState, busy: bool, ready: bool = True) -> bool:
+    """Whether something is to be launched: the step has work, or a graph is captured that must hold the kernel.
+
+    Args:
+        busy: the step has work; ready: the kernel is compiled.
+    """
+    if not state.launching:
+        return False
+    return busy or not ready or (state.device.type == "cuda" and torch.cuda.is_current_stream_capturing())
 
 
 def overwrite(hidden: Tensor, name: str) -> None:
@@ -184,7 +191,7 @@ def overwrite(hidden: Tensor, name: str) -> None:
         hidden: `[..., tokens, width]`, changed in place; name: key of `TARGETS`.
     """
     state, target = TARGETS[name]
-    if active(state, len(state.placeholders.tokens) > 0):
+    if active(state, len(state.placeholders.tokens) > 0, target.ready):
         state.placeholders.replace(target, hidden)
 
 

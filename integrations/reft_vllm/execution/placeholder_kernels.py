@@ -37,6 +37,16 @@ def replace_rows(rows: Tensor, marks: Tensor, table: Tensor, pool: Tensor) -> No
 
 
 @triton.jit
+def _larger(one, other):  # type: ignore[no-untyped-def]
+    return tl.maximum(one, other)
+
+
+@triton.jit
+def _plus(one, other):  # type: ignore[no-untyped-def]
+    return one + other
+
+
+@triton.jit
 def _add_gated(  # type: ignore[no-untyped-def]
     output,
     output_stride,
@@ -69,20 +79,20 @@ def _add_gated(  # type: ignore[no-untyped-def]
             part = (head // (heads // kv_heads)) * SIZE + column
             width = kv_heads * SIZE
             best, total = -float("inf"), 0.0
-            sums = tl.zeros([PADDED], dtype=tl.float32)
+            sums = tl.full([PADDED], 0.0, tl.float32)
             for start in range(0, count, BLOCK):
                 pair = start + tl.arange(0, BLOCK)
                 real = pair < count
                 both = real[:, None] & inside[None, :]
                 pages = tl.load(keys + slot * columns + pair, mask=real, other=0).to(tl.int64)
                 key = tl.load(pool + pages[:, None] * width + part[None, :], mask=both, other=0.0).to(tl.float32)
-                scores = tl.where(real, tl.sum(key * own[None, :], axis=1) * scale, -float("inf"))
-                higher = tl.maximum(best, tl.max(scores, axis=0))
+                scores = tl.where(real, tl.reduce(key * own[None, :], 1, _plus) * scale, -float("inf"))
+                higher = tl.maximum(best, tl.reduce(scores, 0, _larger))
                 weights, kept = tl.exp(scores - higher), tl.exp(best - higher)
                 pages = tl.load(values + slot * columns + pair, mask=real, other=0).to(tl.int64)
                 value = tl.load(pool + pages[:, None] * width + part[None, :], mask=both, other=0.0).to(tl.float32)
-                sums = sums * kept + tl.sum(weights[:, None] * value, axis=0)
-                total = total * kept + tl.sum(weights, axis=0)
+                sums = sums * kept + tl.reduce(weights[:, None] * value, 0, _plus)
+                total = total * kept + tl.reduce(weights, 0, _plus)
                 best = higher
             change = sums / total * tl.load(gates + slot * heads + head)
             if ADD:

@@ -55,7 +55,7 @@ def install_attention(prefix: str, layers: list[tuple[int, nn.Module]], state: E
                 module.num_heads, module.num_kv_heads, module.head_size, module.impl.scale, keys, queries, fits
             )
             state.gated.add(index, attention)
-            place.gated = True
+            place.gated = attention
             if fits:
                 _add_behind(projection, f"{prefix}.{index}.behind", state, attention)
         module.impl.reft_place = place
@@ -69,20 +69,20 @@ class _Place:
         self.state, self.layer = state, layer
         self.keys: Target | None = None
         self.values: Target | None = None
-        self.gated = False
+        self.gated: Attention | None = None
 
     def write(self, key: Tensor | None, value: Tensor | None) -> None:
         """Replace the keys and values of placeholders."""
         placeholders = self.state.placeholders
         if self.keys is None or self.values is None or key is None or value is None:
             return
-        if active(self.state, len(placeholders.tokens) > 0):
+        if active(self.state, len(placeholders.tokens) > 0, self.keys.ready):
             placeholders.replace(self.keys, key)
             placeholders.replace(self.values, value)
 
     def add(self, query: Tensor, output: Tensor) -> None:
         """Add gated prefixes."""
-        if self.gated and active(self.state, self.state.gated.busy):
+        if self.gated is not None and active(self.state, self.state.gated.busy, self.gated.ready):
             self.state.gated.attend(self.layer, query, output)
 
 

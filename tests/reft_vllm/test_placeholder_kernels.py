@@ -1,18 +1,25 @@
-"""The Triton kernels of placeholders against plain formulas; run with TRITON_INTERPRET=1, or on a GPU with `cuda`."""
+"""The Triton kernels of placeholders against plain formulas, in the interpreter or on a GPU."""
 
 from __future__ import annotations
 
-import sys
-
+import pytest
 import torch
+from edit_batches import interpreted_kernels
 
-from reft_vllm.execution.placeholder_kernels import add_gated, replace_rows
-
-DEVICE = sys.argv[1] if len(sys.argv) > 1 else "cpu"
-torch.manual_seed(0)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def check_rows(dtype: torch.dtype) -> None:
+@pytest.fixture(autouse=True)
+def kernels() -> None:
+    interpreted_kernels()
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_are_replaced(dtype: torch.dtype) -> None:
+    from reft_vllm.execution.placeholder_kernels import replace_rows
+
     width, tokens = 1100, 7
     pool = torch.randn(9, width, device=DEVICE).to(dtype)
     table = torch.tensor([[0, 0, 0], [3, 0, 8]], dtype=torch.int32, device=DEVICE)
@@ -25,7 +32,12 @@ def check_rows(dtype: torch.dtype) -> None:
     assert torch.equal(wide, want) and not torch.equal(wide, before)
 
 
-def check_gated(dtype: torch.dtype, heads: int, kv_heads: int, size: int, add: bool) -> None:
+@pytest.mark.parametrize("add", [True, False])
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 2, 24), (3, 1, 16), (2, 2, 64)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gated_prefixes_are_added(dtype: torch.dtype, heads: int, kv_heads: int, size: int, add: bool) -> None:
+    from reft_vllm.execution.placeholder_kernels import add_gated
+
     tokens, columns, scale = 6, 40, 0.3
     pool = torch.randn(90, kv_heads * size, device=DEVICE).to(dtype)
     counts = torch.tensor([0, 5, 37], dtype=torch.int32, device=DEVICE)
@@ -50,13 +62,3 @@ def check_gated(dtype: torch.dtype, heads: int, kv_heads: int, size: int, add: b
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
     torch.testing.assert_close(output.float(), want, atol=tolerance, rtol=tolerance)
     assert (want - before).abs().max() > 0.1
-
-
-for kind in (torch.float32, torch.bfloat16, torch.float16):
-    check_rows(kind)
-print("replaced")
-for kind in (torch.float32, torch.bfloat16):
-    for shape in ((4, 2, 24), (3, 1, 16), (2, 2, 64)):
-        check_gated(kind, *shape, add=True)
-        check_gated(kind, *shape, add=False)
-print("added")
