@@ -107,9 +107,7 @@ class EngineState:
         self.captures = Captures()
         self._loaded: dict[int, Loaded] = {}
         self._known_rows: dict[int, Int64s] = {}
-        self.refusal = (
-            "edits are not served by vLLM's V2 model runner yet; start the engine with VLLM_USE_V2_MODEL_RUNNER=0"
-        )
+        self.refusal = ""
         self.steps = self.edited_steps = self.edited_tokens = self.most_adapters = 0
 
     def add_point(self, name: str, sites: Sequence[Site]) -> Point:

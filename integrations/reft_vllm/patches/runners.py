@@ -19,7 +19,6 @@ def _load_lora_model(original: Original) -> Original:
                 "adapters are not served with dual batch overlap, which splits a step; start vLLM without --enable-dbo"
             )
         loaded = original(self, model, vllm_config, *args, **kwargs)
-        state = self.lora_manager._adapter_manager.reft
         classes = {f"{base.__module__}.{base.__qualname__}" for base in type(self).__mro__}
         attached = [runner.RUNNER_POINTS for runner in (runner_v1, runner_v2) if runner.RUNNER in classes]
         for points in (capture.RUNNER_POINTS, *attached):
@@ -27,8 +26,10 @@ def _load_lora_model(original: Original) -> Original:
                 point.apply()
         if runner_v2.RUNNER in classes:
             runner_v2.adopt(self)
-        if state.sites:
-            state.refusal = ""
+        if not attached:
+            self.lora_manager._adapter_manager.reft.refusal = (
+                f"adapters are served by vLLM's V1 and V2 model runners, not by {type(self).__qualname__}"
+            )
         return loaded
 
     return load
