@@ -28,6 +28,7 @@ class OpaquePunicaCPU(PunicaWrapperCPU):
     Attributes:
         weighted: slots whose adapter has weight deltas, kept by whoever fills the slots.
         tokens, samples: per such slot of this step, the indices of its tokens and of its sampled rows.
+        prompts: states of all tokens of the step while log-probabilities of prompts are taken from them.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -35,6 +36,7 @@ class OpaquePunicaCPU(PunicaWrapperCPU):
         self.weighted: set[int] = set()
         self.tokens: Groups = []
         self.samples: Groups = []
+        self.prompts: Tensor | None = None
         self.number = len(WRAPPERS)
         WRAPPERS[self.number] = self
 
@@ -56,7 +58,14 @@ class OpaquePunicaCPU(PunicaWrapperCPU):
     def add_lora_logits(self, y: Tensor, x: Tensor, *arguments: Any, **kwargs: Any) -> None:
         """`y += scale * (x A) B` on the rows that are sampled from."""
         a, b, scale = arguments
-        _add(self.samples, y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), a, b, scale)
+        groups = self.samples if self.prompts is None else self._owner(x, self.prompts)
+        _add(groups, y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), a, b, scale)
+
+    def _owner(self, x: Tensor, states: Tensor) -> Groups:
+        """All rows of a part of the step's states, which is of one request."""
+        first = (x.data_ptr() - states.data_ptr()) // (states.stride(0) * states.element_size())
+        slot = int(self.token_lora_indices[first])
+        return [(slot, torch.arange(len(x)))] if slot in self.weighted else []
 
 
 def lora_linear(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from reft_vllm.patches import beams, prefetch
+from reft_vllm.patches import beams, cpu, prefetch
 from reft_vllm.patches.rest import begin_step
 from reft_vllm.patching import Original, PatchPoint, Reads
 
@@ -54,6 +54,7 @@ POINTS = (
 RUNNER = f"{_RUNNER}.GPUModelRunner"
 RUNNER_POINTS = (
     beams.following(_RUNNER),
+    cpu.prompt_logprobs(_RUNNER),
     prefetch.following(_RUNNER),
     PatchPoint(
         _RUNNER,
