@@ -96,3 +96,24 @@ def weights_of_every_kind(base: Path, attention: tuple[str, ...], feed_forward: 
             [WeightDelta(m, input_scale=strong.scales(strong.sizes[m][1])) for m in strong.modules(down)],
         ),
     }
+
+
+def prompts_of_every_kind(base: Path) -> dict[str, Adapter]:
+    """Adapters that put something in front of the prompt or beside its keys and values."""
+    strong = Strong(base, 3)
+    last = strong.identity.num_hidden_layers - 1
+    return {
+        "virtual tokens": strong.adapter(strong.virtual_tokens(5)),
+        "prefixes": strong.adapter(strong.prefixes(4)),
+        "gated prefixes": strong.adapter(strong.prefixes(3, gated=True)),
+        "gated prefixes after the projection": strong.adapter(strong.prefixes(3, gated=True, projected=False)),
+        "virtual tokens and edits": strong.adapter(
+            strong.virtual_tokens(3),
+            strong.low_rank(0, "f2"),
+            strong.low_rank(last, "l2"),
+            strong.low_rank(0, "generated"),
+        ),
+        "prefixes and weights": strong.adapter(
+            strong.prefixes(6), [strong.lora(module, positions="f3+l2") for module in strong.sizes]
+        ),
+    }

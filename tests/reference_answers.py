@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,12 +19,12 @@ class Reference:
     """Log-probabilities of the transformers runtime, kept for requests that come again.
 
     Args:
-        runtime: of `reft.runtime("transformers", base)`.
+        runtime: of `reft.runtime("transformers", base)`; keep: how many answers.
     """
 
-    def __init__(self, runtime: Any) -> None:
-        self.runtime = runtime
-        self._kept: dict[tuple[str | None, tuple[int, ...], int], Any] = {}
+    def __init__(self, runtime: Any, keep: int = 2000) -> None:
+        self.runtime, self.keep = runtime, keep
+        self._kept: OrderedDict[tuple[str | None, tuple[int, ...], int], Any] = OrderedDict()
 
     def rows(self, prompt: Sequence[int], adapter: Adapter | None, answer: Sequence[int] = ()) -> Any:
         """Log-probabilities `[len(prompt) + len(answer), vocabulary]` of each next token, `answer` being generated."""
@@ -31,6 +32,8 @@ class Reference:
         if key not in self._kept:
             logits = self.runtime.logits([*prompt, *answer], adapter, prompt_length=len(prompt))
             self._kept[key] = log_softmax(logits, axis=-1)
+            if len(self._kept) > self.keep:
+                self._kept.popitem(last=False)
         return self._kept[key]
 
     def error(self, prompt: Sequence[int], adapter: Adapter | None, completion: Any, greedy: bool = True) -> float:

@@ -15,7 +15,7 @@ from reft_plugins.adapter import Adapter
 from reft_plugins.base_model import BaseModel, identify, locate, read_config
 from reft_plugins.methods.program import adapter_of
 from reft_plugins.positions import Positions
-from reft_plugins.program import Edit, Node, Program, Site, WeightDelta
+from reft_plugins.program import Edit, KeyValuePrefix, Node, Program, Site, VirtualTokens, WeightDelta
 
 MAPS = ("direft", "noreft", "direft_orthonormal", "consreft", "loreft")
 
@@ -122,6 +122,26 @@ class Strong:
         norms = weight.norm(dim=1) * (0.5 + torch.rand(len(weight), generator=self.draw))
         extra = self.normal(len(weight)) * 0.2 if bias else None
         return WeightDelta(module, a=plain.a, b=plain.b, scaling=plain.scaling, magnitude=norms, bias=extra)
+
+    def virtual_tokens(self, count: int) -> VirtualTokens:
+        """Embeddings in front of the prompt."""
+        return VirtualTokens(self.normal(count, self.identity.hidden_size))
+
+    def prefixes(self, count: int, gated: bool = False, projected: bool = True) -> list[KeyValuePrefix]:
+        """Pairs of keys and values of every layer."""
+        config = read_config(locate(self.base))
+        heads = config.get("num_key_value_heads") or config["num_attention_heads"]
+        size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        return [
+            KeyValuePrefix(
+                layer,
+                self.normal(count, heads, size) * 1.5,
+                self.normal(count, heads, size),
+                self.normal(config["num_attention_heads"]) * 2 if gated else None,
+                projected,
+            )
+            for layer in range(config["num_hidden_layers"])
+        ]
 
     def of_method(
         self, method: str, positions: str, layers: Sequence[int], component: str = "block_output", **config: Any

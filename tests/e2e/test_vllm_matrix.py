@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import vllm_environment  # noqa: F401
-from matrix_adapters import edits_of_every_kind, weights_of_every_kind
+from matrix_adapters import edits_of_every_kind, prompts_of_every_kind, weights_of_every_kind
 from reference_answers import TOLERANCE, Reference, check_answers
 from strong_programs import Strong
 from tiny_architectures import tiny
@@ -24,7 +24,11 @@ PACKED = ("qkv_proj", "o_proj"), ("gate_up_proj", "down_proj")
 
 @pytest.fixture(scope="module")
 def adapters(tiny_llama):
-    return {**edits_of_every_kind(tiny_llama), **weights_of_every_kind(tiny_llama, ATTENTION, FEED_FORWARD)}
+    return {
+        **edits_of_every_kind(tiny_llama),
+        **weights_of_every_kind(tiny_llama, ATTENTION, FEED_FORWARD),
+        **prompts_of_every_kind(tiny_llama),
+    }
 
 
 @pytest.fixture(scope="module")
