@@ -35,11 +35,12 @@ PATCH_POINTS = (
     *capture.POINTS,
     *placeholders.POINTS,
     *prefetch.POINTS,
+    *beams.POINTS,
     *versions.POINTS,
 )
 """What is patched when the plugin is loaded."""
 
-RUNNER_POINTS = (*capture.RUNNER_POINTS, *runner_v1.RUNNER_POINTS, *runner_v2.RUNNER_POINTS)
+RUNNER_POINTS = (*runner_v1.RUNNER_POINTS, *runner_v2.RUNNER_POINTS)
 """What is patched when a model runner of that kind loads its model, since importing it earlier is not safe."""
 
 READS = (

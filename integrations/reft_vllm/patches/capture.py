@@ -25,19 +25,19 @@ def _generate(original: Original) -> Original:
 
 def _execute_model(original: Original) -> Original:
     def execute(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        manager = getattr(self.model_runner, "lora_manager", None)
-        if manager is not None:
-            manager._adapter_manager.reft.captures.follow(scheduler_output)
+        self.lora_manager._adapter_manager.reft.captures.follow(scheduler_output)
         return original(self, scheduler_output, *args, **kwargs)
 
     return execute
+
+
+def execute_model(runner: str) -> PatchPoint:
+    """The point of a model runner, which every executor calls, where requests begin and end."""
+    return PatchPoint(runner, "GPUModelRunner.execute_model", ("self", "scheduler_output"), _execute_model)
 
 
 POINTS = (
     PatchPoint(
         "vllm.v1.engine.async_llm", "AsyncLLM.generate", ("self", "prompt", "sampling_params", "request_id"), _generate
     ),
-)
-RUNNER_POINTS = (
-    PatchPoint("vllm.v1.worker.gpu_worker", "Worker.execute_model", ("self", "scheduler_output"), _execute_model),
 )

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from reft_vllm.patches import beams, cpu, prefetch
+from reft_vllm.patches.capture import execute_model
 from reft_vllm.patches.rest import begin_step
 from reft_vllm.patching import Original, PatchPoint, Reads
 
@@ -53,6 +54,7 @@ POINTS = (
 )
 RUNNER = f"{_RUNNER}.GPUModelRunner"
 RUNNER_POINTS = (
+    execute_model(_RUNNER),
     beams.following(_RUNNER),
     cpu.prompt_logprobs(_RUNNER),
     prefetch.following(_RUNNER),

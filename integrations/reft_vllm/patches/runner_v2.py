@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from reft_vllm.patches import beams, prefetch
+from reft_vllm.patches.capture import execute_model
 from reft_vllm.patches.rest import at_rest, begin_step
 from reft_vllm.patching import Original, PatchPoint, Reads
 
@@ -82,6 +83,7 @@ _DISPATCH = ("cudagraph_manager", "num_reqs", "num_tokens", "uniform_token_count
 
 RUNNER = f"{_RUNNER}.GPUModelRunner"
 RUNNER_POINTS = (
+    execute_model(_RUNNER),
     beams.following(_RUNNER),
     prefetch.following(_RUNNER),
     PatchPoint(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from reft_plugins.errors import UnsupportedProgramError
-from reft_vllm.patches import capture, runner_v1, runner_v2
+from reft_vllm.patches import runner_v1, runner_v2
 from reft_vllm.patching import Original, PatchPoint
 
 
@@ -21,7 +21,7 @@ def _load_lora_model(original: Original) -> Original:
         loaded = original(self, model, vllm_config, *args, **kwargs)
         classes = {f"{base.__module__}.{base.__qualname__}" for base in type(self).__mro__}
         attached = [runner.RUNNER_POINTS for runner in (runner_v1, runner_v2) if runner.RUNNER in classes]
-        for points in (capture.RUNNER_POINTS, *attached):
+        for points in attached:
             for point in points:
                 point.apply()
         if runner_v2.RUNNER in classes:
