@@ -14,8 +14,9 @@ from vllm.platforms import current_platform
 from reft_plugins.base_model import BaseModel
 from reft_plugins.errors import UnsupportedProgramError
 from reft_plugins.program import Edit, Program, WeightDelta
+from reft_vllm.execution.loaded import position_groups
 from reft_vllm.execution.site import check_stages
-from reft_vllm.execution.state import EngineState, position_groups
+from reft_vllm.execution.state import EngineState
 from reft_vllm.lowering import Lowered, by_linears, check_deltas, lower
 from reft_vllm.placeholders import check_worker
 from reft_vllm.settings import Settings

@@ -152,6 +152,8 @@ class BatchedExecutor:
             target.index_add_(0, plan.tokens, change.to(target.dtype))
 
     def _units(self, plan: Plan, number: int) -> Units | None:
+        if not self.runs.users[number]:
+            return None
         if number not in plan.units:
             plan.units[number] = Units.of(self.runs, number, plan.rows)
         return plan.units[number]

@@ -12,6 +12,13 @@ from reft_plugins.errors import UnsupportedProgramError
 INITIAL_PAGES = 256
 
 
+def sent(values: Tensor, to: Tensor) -> Tensor:
+    """Values on the device of another tensor, in the order of its stream."""
+    if to.device == values.device:
+        return values
+    return values.pin_memory().to(to.device, non_blocking=True)
+
+
 class Pages:
     """Rows of one width, each a page; page 0 is zero and stands for "none".
 
@@ -41,12 +48,24 @@ class Pages:
         Raises:
             UnsupportedProgramError: the pool is full and cannot grow.
         """
-        while len(values) > len(self._free):
-            self._grow(len(values))
-        pages = [self._free.pop() for _ in range(len(values))]
-        if pages:
-            self.buffer[torch.tensor(pages, device=self.buffer.device)] = values.to(self.buffer)
+        pages = self.reserve(len(values))
+        self.write(pages, values)
         return pages
+
+    def reserve(self, count: int) -> list[int]:
+        """Pages to write to.
+
+        Raises:
+            UnsupportedProgramError: the pool is full and cannot grow.
+        """
+        while count > len(self._free):
+            self._grow(count)
+        return [self._free.pop() for _ in range(count)]
+
+    def write(self, pages: Sequence[int], values: Tensor) -> None:
+        """Copy rows `[n, width]` into pages; a device is not waited for."""
+        if pages:
+            self.buffer[sent(torch.tensor(pages), self.buffer)] = sent(values.to(self.buffer.dtype), self.buffer)
 
     def release(self, pages: Sequence[int]) -> None:
         """Give pages back; their contents stay until they are stored over."""

@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from reft_vllm.execution.pages import sent
+
 
 @dataclass(frozen=True, slots=True)
 class Entries:
@@ -89,8 +91,8 @@ class Runs:
         for name in ("down", "up", "bias", "code"):
             parts = [getattr(entries, name) for _, entries in ordered]
             if parts:
-                getattr(self, name)[start : start + total] = torch.from_numpy(np.concatenate(parts))
-        self.table[:, row] = torch.from_numpy(column)
+                getattr(self, name)[start : start + total] = sent(torch.from_numpy(np.concatenate(parts)), self.bias)
+        self.table[:, row] = sent(torch.from_numpy(column), self.table)
         used = column[:, 1] > 0
         self._held[row] = start, total, used
         self.users += used

@@ -4,59 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from reft_plugins.errors import UnsupportedProgramError
-from reft_plugins.positions import Positions
-from reft_plugins.program import ACTIVATIONS, Edit, Program
+from reft_plugins.program import Edit, Program
 from reft_vllm.execution.capacity import ENTRIES_PER_SLOT, ROWS_PER_SLOT, check_fits, learned_pages
 from reft_vllm.execution.captures import Captures
 from reft_vllm.execution.cpu import BatchedExecutor
 from reft_vllm.execution.gated import Gated
+from reft_vllm.execution.loaded import Loaded, Work, position_groups
 from reft_vllm.execution.overwrite import Placeholders
 from reft_vllm.execution.pages import Pool
 from reft_vllm.execution.plan import Executor
-from reft_vllm.execution.rows import MAX_GROUPS, NOTHING, Int32s, Int64s, TokenRows
-from reft_vllm.execution.runs import NO_ENTRIES, Entries, Runs
-from reft_vllm.execution.site import INPUT, KEEP, SCALE, Pass, Point, Shard, Site, source_of, stages_of
+from reft_vllm.execution.rows import NOTHING, Int32s, Int64s, TokenRows
+from reft_vllm.execution.runs import Entries, Runs
+from reft_vllm.execution.site import INPUT, KEEP, Pass, Point, Site, source_of
 from reft_vllm.placeholders import learned_rows
 from reft_vllm.settings import Settings
 
 INITIAL_ROWS, INITIAL_ENTRIES = 64, 1024
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Work:
-    """Entries that one read of a site needs, by tokens of one position group.
-
-    Attributes:
-        stage: among the edits of the site, whatever their positions; `KEEP` where its state is read; group: its bit.
-    """
-
-    site: Site
-    stage: int
-    source: str | None
-    group: int
-    entries: Entries
-
-
-@dataclass(slots=True, eq=False)
-class Loaded:
-    """An adapter in a slot.
-
-    Attributes:
-        entries: of every edit.
-        pages: by width, to be released.
-        rows: by set of groups, those made so far.
-    """
-
-    entries: list[Work] = field(default_factory=list)
-    pages: list[tuple[int, list[int]]] = field(default_factory=list)
-    rows: dict[int, int] = field(default_factory=dict)
 
 
 class EngineState:
@@ -161,7 +129,8 @@ class EngineState:
         try:
             for name, edits in work.items():
                 if (site := self.sites.get(name)) is not None:
-                    self._load_site(site, edits, groups, loaded)
+                    loaded.add(site, edits, groups, self.sites, self.pool)
+            loaded.write(self.pool)
             if program is not None:
                 self.placeholders.load(slot, program.in_front, learned_rows(program))
                 self.gated.load(slot, [prefix for prefix in program.prefixes if prefix.gate is not None])
@@ -185,8 +154,7 @@ class EngineState:
         for mask, row in loaded.rows.items():
             self._known_rows[mask][slot] = -1
             self.runs.remove(row)
-        for width, pages in loaded.pages:
-            self.pool.of(width).release(pages)
+        loaded.release(self.pool)
 
     @torch.inference_mode()
     def begin_step(self, slot: Int32s, scheduled: Int32s, computed: Int32s, prompt_len: Int32s) -> None:
@@ -248,38 +216,6 @@ class EngineState:
         for loaded in self._loaded.values():
             loaded.rows.clear()
 
-    def _load_site(self, site: Site, edits: Sequence[Edit], groups: list[Positions], loaded: Loaded) -> None:
-        for stage, together in enumerate(stages_of(edits)):
-            for edit in together:
-                bit = 1 << groups.index(edit.positions)
-                source = source_of(edit, site)
-                if source is not None and source != INPUT:
-                    loaded.entries.append(Work(self.sites[f"{site.layer}.{source}"], KEEP, None, bit, NO_ENTRIES))
-                for reads, entries in self._entries(site, edit, source, loaded):
-                    loaded.entries.append(Work(site, stage, reads, bit, entries))
-
-    def _entries(self, site: Site, edit: Edit, source: str | None, loaded: Loaded) -> list[tuple[str | None, Entries]]:
-        """An edit as entries: its low-rank part, its shift as a constant one, its scale as a diagonal one."""
-        found: list[tuple[str | None, Entries]] = []
-        identity = ACTIVATIONS.index("identity")
-        if edit.down is not None and edit.up is not None:
-            down = self._store(_part(edit.down, site.shard_of(source)), loaded)
-            bias = np.zeros(len(down)) if edit.bias is None else edit.bias.float().numpy()
-            code = ACTIVATIONS.index(edit.activation)
-            found.append((source, _entries(down, self._store(_part(edit.up, site.shard), loaded), bias, code)))
-        if edit.shift is not None:
-            shift = self._store(_part(edit.shift[None], site.shard), loaded)
-            found.append((None, _entries([0], shift, np.ones(1), identity)))
-        if edit.scale is not None:
-            scale = self._store(_part((edit.scale.float() - 1)[None], site.shard), loaded)
-            found.append((SCALE, _entries([0], scale, np.zeros(1), identity)))
-        return found
-
-    def _store(self, values: Tensor, loaded: Loaded) -> list[int]:
-        pages = self.pool.of(values.shape[1]).store(values)
-        loaded.pages.append((values.shape[1], pages))
-        return pages
-
     def _pass(self, site: Site, stage: int, source: str | None) -> int:
         """The index of a pass of a site, made where it is asked for the first time."""
         if stage == KEEP:
@@ -292,30 +228,3 @@ class EngineState:
             found = Pass(self.runs.add_passes(1), source)
             site.stages[stage].append(found)
         return found.index
-
-
-def position_groups(edits: Sequence[Edit]) -> list[Positions]:
-    """The distinct positions of an adapter's edits, in order.
-
-    Raises:
-        UnsupportedProgramError: there are more than the bits of a row.
-    """
-    groups = list(dict.fromkeys(edit.positions for edit in edits))
-    if len(groups) > MAX_GROUPS:
-        raise UnsupportedProgramError(
-            f"the adapter uses {len(groups)} different positions, the vLLM plugin serves up to {MAX_GROUPS}"
-        )
-    return groups
-
-
-def _part(values: Tensor, shard: Shard | None) -> Tensor:
-    return values if shard is None else shard.of(values)
-
-
-def _entries(down: Sequence[int], up: Sequence[int], bias: object, code: int) -> Entries:
-    return Entries(
-        np.array(down, np.int32),
-        np.array(up, np.int32),
-        np.asarray(bias, dtype=np.float32),
-        np.full(len(up), code, np.int8),
-    )
