@@ -13,10 +13,11 @@ import pytest
 import torch
 import vllm_environment  # noqa: F401
 
+from reft_plugins.errors import UnsupportedProgramError
 from reft_plugins.positions import Positions
 from reft_plugins.program import Edit, KeyValuePrefix, Program, Site, VirtualTokens, WeightDelta
 from reft_vllm.execution.state import EngineState
-from reft_vllm.patches import rest, runner_v1, runner_v2
+from reft_vllm.patches import rest, runner_v1, runner_v2, runners
 from reft_vllm.settings import Settings
 
 MAX_LORAS, SIZES = 3, [1, 2, 4, 8]
@@ -296,3 +297,31 @@ def test_lora_kernels_skip_adapters_without_lora_weights(manager, monkeypatch) -
     manager.reft.load(0, {}, weighted=True)
     real.set_adapter_mapping(mapping)
     assert given[-1].index_mapping == (PROMPT_ONLY, PROMPT_ONLY, LORA, 0, 0), "another adapter in the slot counts"
+
+
+def loaded(runner, ubatches: bool = False):
+    """`load_lora_model` of a runner whose model is there already."""
+    load = runners._load_lora_model(lambda self, model, vllm_config, device: model)
+    config = SimpleNamespace(parallel_config=SimpleNamespace(use_ubatching=ubatches))
+    return load(runner, "model", config, "cpu")
+
+
+def test_runners_that_load_a_model_are_attached(manager) -> None:
+    runner = v2_runner(manager, vllm_config())
+    del runner.lora_state.reft_runner
+    assert loaded(runner) == "model"
+    assert runner.lora_state.reft_runner is runner and not manager.reft.refusal
+    assert loaded(v1_runner(manager, vllm_config(), [0])) == "model" and not manager.reft.refusal
+
+
+def test_an_unknown_runner_serves_no_adapters(manager) -> None:
+    class OtherRunner:
+        lora_manager = SimpleNamespace(_adapter_manager=manager)
+
+    loaded(OtherRunner())
+    assert "not by" in manager.reft.refusal and "OtherRunner" in manager.reft.refusal
+
+
+def test_dual_batch_overlap_is_refused(manager) -> None:
+    with pytest.raises(UnsupportedProgramError, match="--enable-dbo"):
+        loaded(v1_runner(manager, vllm_config(), [0]), ubatches=True)
