@@ -55,6 +55,7 @@ class TokenRows:
         computed, prompt_len = computed - in_front, prompt_len - in_front
         in_prompt = computed < prompt_len
         prefilling = bool(in_prompt.any())
+        starts = np.cumsum(scheduled, dtype=np.int64) - scheduled
         found: list[tuple[Int64s, Int64s, Int64s]] = []
         for positions, slot_bits in self._bits.items():
             if positions.prompt_only and not prefilling:
@@ -65,14 +66,15 @@ class TokenRows:
             requests = np.flatnonzero(bits)
             if not requests.size:
                 continue
-            counts = scheduled[requests].astype(np.int64)
-            request = np.repeat(requests, counts)
-            offset = np.arange(len(request)) - np.repeat(np.cumsum(counts) - counts, counts)
-            if not positions.everywhere:
-                edited = positions.mask(computed[request] + offset, prompt_len[request])
-                request, offset = request[edited], offset[edited]
-            ends = np.cumsum(scheduled, dtype=np.int64)
-            found.append(((ends - scheduled)[request] + offset, slot[request].astype(np.int64), bits[request]))
+            first = computed[requests].astype(np.int64)
+            edited = positions.resolve(prompt_len[requests])
+            edited = np.clip(edited, first[:, None, None], (first + scheduled[requests])[:, None, None])
+            counts = (edited[..., 1] - edited[..., 0]).reshape(-1)
+            offset = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            places = (starts[requests] - first)[:, None] + edited[..., 0]
+            request = np.repeat(np.repeat(requests, edited.shape[1]), counts)
+            tokens = np.repeat(places.reshape(-1), counts) + offset
+            found.append((tokens, slot[request].astype(np.int64), bits[request]))
         if not found:
             return NOTHING, NOTHING, NOTHING
         if len(found) == 1:
