@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
-from reft_vllm.admission import KEPT, admit
+from reft_vllm.admission import KEPT, Admitted, admit
 from reft_vllm.versions import Version
 
 logger = logging.getLogger("vllm.reft")
@@ -26,52 +26,68 @@ QUEUED = 256
 
 
 class Announcer:
-    """Names the adapters that come into the window of an engine's waiting requests, each once while it is there."""
+    """Tells which adapters come into the window of an engine's waiting requests, and which leave it."""
 
     def __init__(self, window: int = WINDOW) -> None:
         self.window = window
         self._there: frozenset[str] = frozenset()
 
-    def of(self, waiting: Iterable[Any]) -> tuple[str, ...]:
-        """LoRA paths of our adapters that are new in the window, the next to run first.
+    def of(self, waiting: Iterable[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """LoRA paths of our adapters.
 
         Args:
             waiting: vLLM's `Request`s in the order in which they will run.
+
+        Returns:
+            those that are new in the window, the next to run first; those that are there no longer, since their turn
+            came or nobody wants them any more.
         """
         loras = (request.lora_request for request in islice(waiting, self.window))
         paths = dict.fromkeys(lora.lora_path for lora in loras if lora is not None)
         new = tuple(path for path in paths if path not in self._there and Version.parse(path).digest is not None)
-        self._there = frozenset(paths)
-        return new
+        gone = tuple(self._there.difference(paths))
+        self._there = frozenset(path for path in paths if path in self._there).union(new)
+        return new, gone
 
 
 class Prefetcher:
-    """Admits adapters in a thread of its own, which starts with the first.
+    """Admits adapters in a thread of its own, which starts with the first, and holds them until their turn.
+
+    It holds up to half of what the process may keep, and reads on when some have left: adapters used in the meantime
+    are younger than those that wait, and would push them out of a small cache.
 
     Attributes:
         asked: adapters it was asked for; read: those it brought into memory, where the others were already.
-        late: those whose turn came first; failed: those it could not read; dropped: those it had no room for.
+        late: those that left before they were read; failed: those it could not read; dropped: those it had no room for.
     """
 
     def __init__(self, queued: int = QUEUED) -> None:
         self.queued = queued
         self.asked = self.read = self.late = self.failed = self.dropped = 0
         self._waiting: OrderedDict[str, None] = OrderedDict()
+        self._held: dict[str, Admitted] = {}
+        self._leaving: list[Admitted] = []
         self._busy = False
+        self._reading: str | None = None
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def ask(self, paths: Iterable[str], begun: Iterable[str] = ()) -> None:
+    def ask(self, paths: Iterable[str], gone: Iterable[str] = ()) -> None:
         """Have adapters read soon; returns at once.
 
         Args:
-            begun: adapters whose turn has come, which nobody needs to read ahead any more.
+            gone: adapters that need not be read ahead any more; held ones stay for the step that begins now.
         """
         with self._changed:
-            for path in begun:
-                if path in self._waiting:
+            self._leaving.clear()
+            for path in gone:
+                if path in self._held:
+                    self._leaving.append(self._held.pop(path))
+                elif path in self._waiting:
                     del self._waiting[path]
                     self.late += 1
+                elif path == self._reading:
+                    self._reading = None
             for path in paths:
                 self.asked += 1
                 if len(self._waiting) < self.queued:
@@ -84,22 +100,29 @@ class Prefetcher:
             self._changed.notify_all()
 
     def join(self) -> None:
-        """Wait until all that was asked for has been tried."""
+        """Wait until there is nothing more to read now."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._waiting and not self._busy)
+            self._changed.wait_for(lambda: not self._ready() and not self._busy)
+
+    def _ready(self) -> bool:
+        held = sum(admitted.manifest.tensors.size for admitted in self._held.values())
+        return bool(self._waiting) and (not self._held or held < KEPT.limit // 2)
 
     def _work(self) -> None:
         while True:
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: bool(self._waiting))
+                self._changed.wait_for(self._ready)
                 path, _ = self._waiting.popitem(last=False)
-                self._busy = True
+                self._busy, self._reading = True, path
             try:
-                if Version.parse(path).key not in KEPT:
-                    admit(path)
-                    self.read += 1
+                known = Version.parse(path).key in KEPT
+                admitted = admit(path)
+                self.read += not known
+                with self._changed:
+                    if self._reading == path:
+                        self._held[path] = admitted
             except Exception as error:
                 self.failed += 1
                 logger.debug("reft: %s was not read ahead: %s", path, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import threading
 from itertools import count
@@ -24,14 +25,15 @@ def version(letter: str) -> str:
     return f"/adapters/{letter}#sha256:{letter * 64}"
 
 
-def test_an_adapter_is_named_once_while_it_waits_in_the_window() -> None:
+def test_an_adapter_is_named_when_it_begins_and_ends_to_wait_in_the_window() -> None:
     announcer = Announcer(window=3)
     a, b, c = map(version, "abc")
-    assert announcer.of(waiting(a, None, "/somebody/elses/lora", b)) == (a,)
-    assert announcer.of(waiting(a, a, b, c)) == (b,)
-    assert announcer.of(waiting(b, c)) == (c,)
-    assert announcer.of(waiting()) == ()
-    assert announcer.of(waiting(b)) == (b,), "it waits again, and may be gone from memory by now"
+    assert announcer.of(waiting(a, None, "/somebody/elses/lora", b)) == ((a,), ())
+    assert announcer.of(waiting(a, a, b, c)) == ((b,), ())
+    assert announcer.of(waiting(b, c)) == ((c,), (a,))
+    new, gone = announcer.of(waiting("/somebody/elses/lora"))
+    assert new == () and set(gone) == {b, c}
+    assert announcer.of(waiting(b)) == ((b,), ()), "it waits again, and may be gone from memory by now"
 
 
 def test_no_more_of_the_queue_is_looked_at_than_the_window() -> None:
@@ -41,7 +43,7 @@ def test_no_more_of_the_queue_is_looked_at_than_the_window() -> None:
         for _ in looked:
             yield from waiting(None)
 
-    assert Announcer(window=5).of(endless()) == ()
+    assert Announcer(window=5).of(endless()) == ((), ())
     assert next(looked) <= 6
 
 
@@ -84,12 +86,35 @@ def test_broken_adapters_stop_nothing_and_are_refused_when_their_turn_comes(path
     assert ahead.read == 3, "the thread lives on"
 
 
+def test_what_waits_is_held_though_the_cache_is_small(paths, monkeypatch) -> None:
+    monkeypatch.setattr(KEPT, "limit", 2)
+    ahead = Prefetcher()
+    ahead.ask(paths[:2])
+    ahead.join()
+    assert ahead.read == 1, "the second would take more than half of what may be kept"
+    before = KEPT.reads
+    admission.admit(paths[2])
+    assert KEPT.reads - before == 1, "the cache has room for this one only"
+    assert admission.admit(paths[0]).program.edits
+    assert KEPT.reads - before == 1, "it was held"
+    ahead.ask([], gone=paths[:1])
+    ahead.join()
+    assert ahead.read == 2, "its turn came, the next is read"
+    ahead.ask([])
+    gc.collect()
+    admission.admit(paths[0])
+    assert KEPT.reads - before == 3, "after its turn nobody holds it"
+
+
 def test_asking_never_waits(monkeypatch) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
-    def slow(path: str) -> None:
+    admitted = SimpleNamespace(manifest=SimpleNamespace(tensors=SimpleNamespace(size=1)))
+
+    def slow(path: str) -> SimpleNamespace:
         begun.set()
         assert go_on.wait(20)
+        return admitted
 
     monkeypatch.setattr(prefetch, "admit", slow)
     ahead = Prefetcher(queued=2)
@@ -97,8 +122,9 @@ def test_asking_never_waits(monkeypatch) -> None:
     assert begun.wait(20)
     ahead.ask(["b", "c", "d", "e"])
     assert (ahead.asked, ahead.dropped, ahead.read) == (5, 2, 0)
-    ahead.ask([], begun=["b"])
-    assert ahead.late == 1, "nobody waits for it any more"
+    ahead.ask([], gone=["a", "b"])
+    assert ahead.late == 1, "nobody wants them any more"
     go_on.set()
     ahead.join()
+    assert list(ahead._held) == ["c"]
     assert ahead.read == 2

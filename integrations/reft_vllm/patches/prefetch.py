@@ -8,7 +8,7 @@ from typing import Any
 from reft_vllm.patching import Original, PatchPoint, Reads
 
 WAITING = "reft_waiting"
-"""Attribute of a `SchedulerOutput`: LoRA paths of adapters that began to wait."""
+"""Attribute of a `SchedulerOutput`: LoRA paths of adapters that began to wait, and of those that no longer do."""
 
 
 def _schedule(original: Original) -> Original:
@@ -20,8 +20,9 @@ def _schedule(original: Original) -> Original:
                 from reft_vllm.prefetch import Announcer
 
                 announcer = self.reft_announcer = Announcer()
-            if paths := announcer.of(chain(getattr(self, "skipped_waiting", ()), self.waiting)):
-                setattr(step, WAITING, paths)
+            changes = announcer.of(chain(getattr(self, "skipped_waiting", ()), self.waiting))
+            if any(changes):
+                setattr(step, WAITING, changes)
         return step
 
     return schedule
@@ -29,12 +30,11 @@ def _schedule(original: Original) -> Original:
 
 def _execute_model(original: Original) -> Original:
     def execute(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        paths = getattr(scheduler_output, WAITING, ())
-        began = [request.lora_request for request in scheduler_output.scheduled_new_reqs]
-        if paths or began:
+        changes = getattr(scheduler_output, WAITING, None)
+        if changes is not None:
             from reft_vllm.prefetch import PREFETCHER
 
-            PREFETCHER.ask(paths, [lora.lora_path for lora in began if lora is not None])
+            PREFETCHER.ask(*changes)
         return original(self, scheduler_output, *args, **kwargs)
 
     return execute
