@@ -7,7 +7,7 @@ it may have been evicted since, and its file may be gone.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from reft_vllm.versions import Version
@@ -25,10 +25,11 @@ class Resident:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._used: OrderedDict[int, int] = OrderedDict()
+        self._void: set[int] = set()
         self._time = 0
 
     def __contains__(self, number: int) -> bool:
-        return number in self._used
+        return number in self._used and number not in self._void
 
     def use(self, numbers: Iterable[int]) -> None:
         """All of these are used by a step."""
@@ -36,10 +37,16 @@ class Resident:
         for number in numbers:
             self._used[number] = self._time
             self._used.move_to_end(number)
+            self._void.discard(number)
         while len(self._used) > self.capacity:
             _, time = self._used.popitem(last=False)
             while self._used and next(iter(self._used.values())) == time:
                 self._used.popitem(last=False)
+        self._void &= self._used.keys()
+
+    def void(self, number: int) -> None:
+        """What was used takes its place in some worker, and is not it."""
+        self._void.add(number)
 
     def forget(self, number: int) -> None:
         """It was removed."""
@@ -57,9 +64,10 @@ class Guard:
         self.executor = executor
         self.resident = Resident(capacity)
         self._failed: set[str] = set()
+        self._doubt = False
 
     def prepare(self, scheduler: Any, step: Any) -> None:
-        """Load what a scheduled step brings in and no worker is sure to have.
+        """Load what a scheduled step uses and some worker may not have.
 
         Args:
             step: vLLM's `SchedulerOutput`, not executed yet.
@@ -67,19 +75,25 @@ class Guard:
         began = [request.lora_request for request in step.scheduled_new_reqs]
         resumed = step.scheduled_cached_reqs.resumed_req_ids
         began += [scheduler.requests[request].lora_request for request in resumed if request in scheduler.requests]
-        loras = {lora.lora_int_id: lora for lora in began if lora is not None}
-        if not loras:
+        if not self._doubt and not any(began):
             return
-        unsure = [lora for number, lora in loras.items() if is_ours(lora) and number not in self.resident]
-        running = {request.lora_request.lora_int_id for request in scheduler.running if request.lora_request}
-        self.resident.use(running | set(loras))
+        self._doubt = False
+        loras = {lora.lora_int_id: lora for lora in (*began, *_loras(scheduler.running)) if lora is not None}
+        sure = [number for number in loras if number in self.resident]
+        unsure = [lora for number, lora in loras.items() if number not in self.resident and is_ours(lora)]
+        self.resident.use(loras)
         if unsure:
-            failed = set().union(*self.executor.collective_rpc("reft_prepare", args=(unsure,)))
+            failed = set().union(*self.executor.collective_rpc("reft_prepare", args=(unsure, sure)))
             for number in failed:
                 self._fail(scheduler, loras[number])
 
+    def loaded(self, number: int) -> None:
+        """One was loaded between steps, perhaps in place of one that requests run under."""
+        self.resident.use([number])
+        self._doubt = True
+
     def _fail(self, scheduler: Any, lora: Any) -> None:
-        self.resident.forget(lora.lora_int_id)
+        self.resident.void(lora.lora_int_id)
         FAILURES[Version.parse(lora.lora_path).key] += 1
         for request in scheduler.requests.values():
             if request.lora_request is not None and request.lora_request.lora_int_id == lora.lora_int_id:
@@ -95,6 +109,10 @@ class Guard:
         self._failed.clear()
         scheduler.finish_requests([request.request_id for request in found], RequestStatus.FINISHED_ERROR)
         return found
+
+
+def _loras(requests: Iterable[Any]) -> Iterator[Any]:
+    return (request.lora_request for request in requests)
 
 
 def is_ours(lora: Any) -> bool:

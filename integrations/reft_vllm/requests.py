@@ -15,6 +15,7 @@ NUMBERS = Numbers()
 STRENGTH = "reft_strength"
 """The extra argument of a request that scales what its adapter does."""
 
+_given: dict[int, int] = {}
 _checked: WeakKeyDictionary[Admitted, set[int]] = WeakKeyDictionary()
 
 
@@ -27,9 +28,14 @@ def pinned(lora: Any) -> Any:
     import msgspec
 
     version = exact(lora.lora_path)
-    return msgspec.structs.replace(
-        lora, lora_int_id=NUMBERS.of(version.key), lora_path=str(version), load_inplace=False
-    )
+    number = NUMBERS.of(version.key)
+    _given[lora.lora_int_id] = number
+    return msgspec.structs.replace(lora, lora_int_id=number, lora_path=str(version), load_inplace=False)
+
+
+def number_of(lora_id: int) -> int:
+    """The number behind one that a caller chose for an adapter of ours; others are what they are."""
+    return _given.get(lora_id, lora_id)
 
 
 def asked_strength(lora: Any, extra: Mapping[str, Any] | None) -> float | None:

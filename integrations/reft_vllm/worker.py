@@ -50,31 +50,50 @@ def reft_captured(worker: Any, key: str) -> dict[str, Any]:
     return worker.model_runner.lora_manager._adapter_manager.reft.captures.take(key)  # type: ignore[no-any-return]
 
 
-def reft_prepare(worker: Any, requests: Sequence[Any]) -> dict[int, str]:
+def reft_prepare(worker: Any, requests: Sequence[Any], present: Sequence[int]) -> dict[int, str]:
     """Load adapters of the coming step, where an error can still be told to the engine.
 
     Args:
         requests: vLLM's LoRA requests, all of which the step uses.
+        present: numbers of the others that it uses, which are loaded and must not be evicted now.
 
     Returns:
         What went wrong, by number of the LoRA. Such a LoRA is empty until it is prepared again.
     """
     loras = worker.model_runner.lora_manager
-    empty: set[int] = worker.__dict__.setdefault("reft_empty", set())
     failed: dict[int, str] = {}
+    manager = loras._adapter_manager
+    for number in (*present, *(request.lora_int_id for request in requests)):
+        for cache in (manager._registered_adapters, manager._active_adapters):
+            if number in cache:
+                cache.touch(number)
     for request in requests:
         number = request.lora_int_id
         try:
-            if number in empty:
-                loras.remove_adapter(number)
-                empty.discard(number)
+            drop_empty(loras, number)
             loras.add_adapter(request)
         except Exception as error:
             logger.exception("reft: adapter %s cannot be loaded any more", request.lora_path)
             failed[number] = str(error)
-            empty.add(number)
             _register_empty(loras, number)
     return failed
+
+
+def drop_empty(loras: Any, number: int) -> None:
+    """Remove what stands in for an adapter that could not be loaded, before it is loaded again.
+
+    Args:
+        loras: vLLM's `WorkerLoRAManager`.
+    """
+    if number in empty_of(loras._adapter_manager):
+        loras._adapter_manager.remove_adapter(number)
+        empty_of(loras._adapter_manager).discard(number)
+
+
+def empty_of(manager: Any) -> set[int]:
+    """Numbers of the adapters that are empty."""
+    empty: set[int] = manager.__dict__.setdefault("reft_empty", set())
+    return empty
 
 
 def _register_empty(loras: Any, number: int) -> None:
@@ -86,6 +105,7 @@ def _register_empty(loras: Any, number: int) -> None:
         manager.remove_oldest_adapter()
     manager.add_adapter(ServedModel(number, 1, {SENTINEL: sentinel()}))
     manager.activate_adapter(number)
+    empty_of(manager).add(number)
 
 
 def attach() -> None:

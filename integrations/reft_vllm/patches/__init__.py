@@ -46,11 +46,13 @@ RUNNER_POINTS = (*runner_v1.RUNNER_POINTS, *runner_v2.RUNNER_POINTS)
 READS = (
     *activation.READS,
     *beams.READS,
+    *front_end.READS,
     *placeholders.READS,
     *prefetch.READS,
     *rest.READS,
     *runner_v1.READS,
     *runner_v2.READS,
+    *versions.READS,
 )
 
 

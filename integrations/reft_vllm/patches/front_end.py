@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from reft_vllm.patching import Original, PatchPoint
+from reft_vllm.patching import Original, PatchPoint, Reads
 
 
 def _init(original: Original) -> Original:
@@ -122,4 +122,12 @@ POINTS = (
     ),
     PatchPoint("vllm.v1.engine.input_processor", "InputProcessor.assign_request_id", ("request",), _assign_request_id),
     PatchPoint("vllm.v1.engine.async_llm", "AsyncLLM.do_log_stats", ("self",), _do_log_stats),
+)
+READS = (
+    Reads(
+        _MODELS,
+        "OpenAIServingModels",
+        ("lora_requests", "lora_resolver_lock", "engine_client", "model_config", "_check_load_lora_adapter_request"),
+    ),
+    Reads(_SERVING, "BaseServing", ("models",)),
 )

@@ -6,27 +6,35 @@ from typing import Any
 
 from reft_vllm.counters import counters_of, counting
 from reft_vllm.guard import Guard, is_ours
-from reft_vllm.patching import Original, PatchPoint
-from reft_vllm.requests import checked
+from reft_vllm.patching import Original, PatchPoint, Reads
+from reft_vllm.requests import checked, number_of
+from reft_vllm.worker import drop_empty
 
 
-def _init(original: Original) -> Original:
-    def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        lora_config = self.vllm_config.lora_config
-        if lora_config is not None:
-            self.scheduler.reft_guard = Guard(self.model_executor, lora_config.max_cpu_loras or lora_config.max_loras)
+def guard_of(engine: Any) -> Guard | None:
+    """The guard of vLLM's `EngineCore`, None without LoRA; made on first use, as plugins are loaded amid its making."""
+    lora_config = engine.vllm_config.lora_config
+    if lora_config is not None and not hasattr(engine.scheduler, "reft_guard"):
+        capacity = lora_config.max_cpu_loras or lora_config.max_loras
+        engine.scheduler.reft_guard = Guard(engine.model_executor, capacity)
+    return getattr(engine.scheduler, "reft_guard", None)
 
-    return init
+
+def _preprocess_add_request(original: Original) -> Original:
+    def preprocess(self: Any, request: Any) -> Any:
+        guard_of(self)
+        return original(self, request)
+
+    return preprocess
 
 
 def _add_lora(original: Original) -> Original:
     def add(self: Any, lora_request: Any) -> Any:
         lora = checked(lora_request, self.vllm_config)
         added = original(self, lora)
-        guard = getattr(self.scheduler, "reft_guard", None)
+        guard = guard_of(self)
         if guard is not None:
-            guard.resident.use([lora.lora_int_id])
+            guard.loaded(lora.lora_int_id)
         return added
 
     return add
@@ -35,15 +43,27 @@ def _add_lora(original: Original) -> Original:
 def _remove_lora(original: Original) -> Original:
     def remove(self: Any, lora_id: int) -> Any:
         """One of our adapters that a request still runs under stays, and goes when it is the least recently used."""
+        lora_id = number_of(lora_id)
         users = (request.lora_request for request in self.scheduler.requests.values())
         if any(lora is not None and lora.lora_int_id == lora_id and is_ours(lora) for lora in users):
             return False
-        guard = getattr(self.scheduler, "reft_guard", None)
+        guard = guard_of(self)
         if guard is not None:
             guard.resident.forget(lora_id)
         return original(self, lora_id)
 
     return remove
+
+
+def _pin_lora(original: Original) -> Original:
+    def pin(self: Any, lora_id: int) -> Any:
+        pinned = original(self, number_of(lora_id))
+        guard = guard_of(self)
+        if pinned and guard is not None:
+            guard.resident.capacity -= 1
+        return pinned
+
+    return pin
 
 
 def _schedule(original: Original) -> Original:
@@ -75,6 +95,7 @@ def _update_from_output(original: Original) -> Original:
 
 def _add_adapter(original: Original) -> Original:
     def add(self: Any, lora_request: Any) -> Any:
+        drop_empty(self, lora_request.lora_int_id)
         with counting(self._adapter_manager, lora_request.lora_int_id):
             return original(self, lora_request)
 
@@ -101,9 +122,10 @@ _CORE, _SCHEDULER = "vllm.v1.engine.core", "vllm.v1.core.sched.scheduler"
 _WORKER = "vllm.lora.worker_manager"
 
 POINTS = (
-    PatchPoint(_CORE, "EngineCore.__init__", ("self", "vllm_config", "executor_class"), _init),
+    PatchPoint(_CORE, "EngineCore.preprocess_add_request", ("self", "request"), _preprocess_add_request),
     PatchPoint(_CORE, "EngineCore.add_lora", ("self", "lora_request"), _add_lora),
     PatchPoint(_CORE, "EngineCore.remove_lora", ("self", "lora_id"), _remove_lora),
+    PatchPoint(_CORE, "EngineCore.pin_lora", ("self", "lora_id"), _pin_lora),
     PatchPoint(_SCHEDULER, "Scheduler.schedule", ("self",), _schedule),
     PatchPoint(
         _SCHEDULER,
@@ -114,4 +136,10 @@ POINTS = (
     PatchPoint(_WORKER, "LRUCacheWorkerLoRAManager.add_adapter", ("self", "lora_request"), _add_adapter),
     PatchPoint(_WORKER, "LRUCacheWorkerLoRAManager._apply_adapters", ("self", "lora_requests"), _apply_adapters),
     PatchPoint("vllm.lora.request", "LoRARequest.__eq__", ("self", "value"), _equal),
+)
+READS = (
+    Reads(_CORE, "EngineCore", ("vllm_config", "scheduler", "model_executor")),
+    Reads(_SCHEDULER, "Scheduler", ("requests", "running", "finish_requests")),
+    Reads("vllm.v1.core.sched.output", "SchedulerOutput", ("scheduled_new_reqs", "scheduled_cached_reqs")),
+    Reads("vllm.v1.core.sched.output", "CachedRequestData", ("resumed_req_ids",)),
 )
