@@ -24,8 +24,9 @@ WIDTHS = {EARLY: 40, LATE: 72, LINEAR: 24}
 INPUT_WIDTH = 56
 COLUMNS = (8, 8 + WIDTHS[LINEAR])
 SPECS = ("f3", "l2", "f2+l3", "all", "generated", "[0,-1]", "prompt")
-FORMS = ["batched", "interpreter", *(["cuda"] if torch.cuda.is_available() else [])]
-"""Executors of this machine; the interpreter runs the GPU kernels on any."""
+FIXED = "cuda" if torch.cuda.is_available() else "interpreter"
+"""The GPU's executor, whose kernels the interpreter runs where there is no GPU."""
+FORMS = ["batched", FIXED]
 
 
 def interpreted_kernels() -> None:

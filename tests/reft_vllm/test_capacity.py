@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from edit_batches import EARLY, LATE, Batch, Draw, make_state
+from edit_batches import EARLY, FIXED, LATE, Batch, Draw, make_state
 from test_kernels import assert_equal, change_of
 
 from reft_plugins.errors import UnsupportedProgramError
@@ -20,7 +20,7 @@ def low_rank(rank: int, positions: str = "all", **extra) -> Edit:
 
 
 def refusal(work: dict[str, list[Edit]], slots: int = 2) -> str:
-    state = make_state("interpreter", slots, 16)
+    state = make_state(FIXED, slots, 16)
     with pytest.raises(UnsupportedProgramError) as caught:
         state.check_fits(work)
     return str(caught.value)
@@ -35,7 +35,7 @@ def test_refusals_name_what_is_too_much() -> None:
     # A pool of 4 MiB holds 14,563 pages of 72 float32 numbers.
     assert "pages of 72" in refusal({LATE: [low_rank(100)]}, slots=100)
     assert "has later than" in refusal({LATE: [Edit(Site(0), Positions.parse("all"), reads="mlp_output")]})
-    make_state("interpreter", 2, 16).check_fits({LATE: [low_rank(half), low_rank(half, simultaneous=True)]})
+    make_state(FIXED, 2, 16).check_fits({LATE: [low_rank(half), low_rank(half, simultaneous=True)]})
 
 
 def test_full_buffers_serve_adapters_that_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,8 +44,8 @@ def test_full_buffers_serve_adapters_that_come_and_go(monkeypatch: pytest.Monkey
     forget = EngineState._forget_rows
     monkeypatch.setattr(EngineState, "_forget_rows", lambda state: (forgotten.append(1), forget(state)))
     slots, draw = 2, Draw(7, ranks=(4, 16))
-    state = make_state("interpreter", slots, 64)
-    state.runs.__init__(len(state.runs.table), 12, 200, state.device, False)  # little more than one step needs
+    state = make_state(FIXED, slots, 64)
+    state.runs.__init__(state.runs.table.shape[1], 12, 200, state.device, False)  # little more than one step needs
     for number in range(5):
         adapters = [
             {

@@ -12,7 +12,7 @@ import pytest
 from reft_vllm import execution
 
 CONSTANTS = {"PRECISION": "tf32", "BLOCK_TOKENS": 16, "BLOCK_ENTRIES": 16}
-INTEGERS = ("rows", "number", "keep", "low_stride", "kept_stride", "residual_stride", "hidden_stride", "width")
+INTEGERS = ("passes", "number", "keep", "low_stride", "kept_stride", "residual_stride", "hidden_stride", "width")
 
 
 def compiled_kernels() -> ModuleType:
@@ -50,7 +50,7 @@ def compile_kernel(kernel: Any, architecture: int, pages: str, block_width: int,
     attributes = {
         (place, *inner): divisible
         for place, (name, kind) in enumerate(signature.items())
-        if name not in ("rows", "number", "keep") and kind != "constexpr"
+        if name not in ("passes", "number", "keep") and kind != "constexpr"
         for inner in ([(i,) for i in range(sources)] if isinstance(kind, tuple) else [()])
         if name != "factors"
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from edit_batches import FORMS, Batch, Draw, make_state, random_requests
+from edit_batches import FIXED, FORMS, Batch, Draw, make_state, random_requests
 
 TOLERANCE = {torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 1.2e-1}
 EDITED = ("early", "merged", "late")
@@ -45,16 +45,15 @@ def test_random_mixes_equal_reference(form: str, dtype: torch.dtype) -> None:
     assert all(max(column) > 1 for column in zip(*changes, strict=True))
 
 
-@pytest.mark.parametrize("form", [form for form in FORMS if form != "batched"])
-def test_captured_launches_serve_every_smaller_step(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_captured_launches_serve_every_smaller_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """One capture, then steps of other contents: fewer tokens, other adapters, new rows, none edited at all."""
     slots, tokens, draw = 3, 40, Draw(11, ranks=(1, 20))
-    state = make_state(form, slots, tokens)
+    state = make_state(FIXED, slots, tokens)
     empty = Batch.of([(-1, 1, 0, 1)], draw, residual=True, padded=tokens).to(state.device, torch.float32)
     empty.begin(state)
     empty.forward()  # buffers are made and kernels compiled
     launches: list[int] = []
-    if form == "cuda":
+    if FIXED == "cuda":
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             empty.forward()
@@ -77,7 +76,7 @@ def test_captured_launches_serve_every_smaller_step(form: str, monkeypatch: pyte
         wanted = batch.expected(adapters)
         assert_equal(empty, wanted, torch.float32)
         assert (max(change_of(batch, wanted)) > 0.5) == any(slot >= 0 for slot, *_ in requests)
-    assert form == "cuda" or set(launches) == {tokens}
+    assert FIXED == "cuda" or set(launches) == {tokens}
 
 
 def counting(original, launches: list[int]):
@@ -113,7 +112,7 @@ def test_nothing_is_launched_where_nothing_is_edited(form: str, monkeypatch: pyt
 def test_captures_find_everything_prepared(launching: bool) -> None:
     """Passes before the first step may launch nothing, but make what a capture needs and cannot make itself."""
     draw = Draw(6)
-    state = make_state("interpreter", 1, 64)
+    state = make_state(FIXED, 1, 64)
     state.launching = launching
     batch = Batch.of([(-1, 9, 0, 9)], draw, residual=True).to(state.device, torch.float32)
     batch.forward()

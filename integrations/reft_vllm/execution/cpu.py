@@ -39,7 +39,7 @@ class Units:
     @classmethod
     def of(cls, runs: Runs, number: int, rows: Int64s) -> Units | None:
         """The units of a pass for chunks of the given rows, None where it does nothing to them."""
-        start, length = runs.table.numpy()[number, rows].astype(np.int64).T
+        start, length = runs.table.numpy()[rows, number].astype(np.int64).T
         if not length.any():
             return None
         pieces = cut(length, fitting_size(length))

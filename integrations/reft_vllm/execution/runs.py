@@ -40,7 +40,7 @@ class Runs:
 
     Attributes:
         down, up: int32 `[entries]`; bias: float32 `[entries]`; code: int8 `[entries]`. Entry 0 adds nothing.
-        table: int32 `[passes, rows, 2]`: start and length of the run.
+        table: int32 `[rows, passes, 2]`: start and length of the run.
         version: changes when a row does.
         users: int32 `[passes]`, rows with a run in each, on the host.
     """
@@ -50,7 +50,7 @@ class Runs:
         self.down, self.up = (torch.zeros(entries, dtype=torch.int32, device=device) for _ in range(2))
         self.bias = torch.zeros(entries, device=device)
         self.code = torch.zeros(entries, dtype=torch.int8, device=device)
-        self.table = torch.zeros(passes, rows, 2, dtype=torch.int32, device=device)
+        self.table = torch.zeros(rows, passes, 2, dtype=torch.int32, device=device)
         self.version = 0
         self.reset()
 
@@ -60,15 +60,15 @@ class Runs:
         self._end = 1
         self._free: dict[int, list[int]] = {}
         self._held: dict[int, tuple[int, int, npt.NDArray[np.bool_]]] = {}
-        self.users = np.zeros(len(self.table), dtype=np.int32)
-        self._free_rows = list(range(self.table.shape[1] - 1, -1, -1))
+        self.users = np.zeros(self.table.shape[1], dtype=np.int32)
+        self._free_rows = list(range(len(self.table) - 1, -1, -1))
         self.table.zero_()
 
     def add_passes(self, count: int) -> int:
         """Have `count` more passes; returns the first."""
-        first = len(self.table)
+        rows, first, _ = self.table.shape
         self.users = np.append(self.users, np.zeros(count, dtype=np.int32))
-        self.table = torch.cat([self.table, self.table.new_zeros(count, *self.table.shape[1:])])
+        self.table = torch.cat([self.table, self.table.new_zeros(rows, count, 2)], dim=1)
         return first
 
     def add(self, work: Sequence[tuple[int, Entries]]) -> int | None:
@@ -80,7 +80,7 @@ class Runs:
         if not self._free_rows:
             self._grow_rows()
         row = self._free_rows.pop()
-        column = np.zeros((len(self.table), 2), dtype=np.int32)
+        column = np.zeros((self.table.shape[1], 2), dtype=np.int32)
         ordered = sorted(work, key=lambda pair: pair[0])
         position = start
         for number, entries in ordered:
@@ -92,7 +92,7 @@ class Runs:
             parts = [getattr(entries, name) for _, entries in ordered]
             if parts:
                 getattr(self, name)[start : start + total] = sent(torch.from_numpy(np.concatenate(parts)), self.bias)
-        self.table[:, row] = sent(torch.from_numpy(column), self.table)
+        self.table[row] = sent(torch.from_numpy(column), self.table)
         used = column[:, 1] > 0
         self._held[row] = start, total, used
         self.users += used
@@ -105,7 +105,7 @@ class Runs:
         self.users[: len(used)] -= used
         self._free.setdefault(total, []).append(start)
         self._free_rows.append(row)
-        self.table[:, row] = 0
+        self.table[row] = 0
 
     def _allocate(self, count: int) -> int | None:
         if self._free.get(count):
@@ -120,6 +120,6 @@ class Runs:
         return self._end - count
 
     def _grow_rows(self) -> None:
-        old = self.table.shape[1]
-        self.table = torch.cat([self.table, torch.zeros_like(self.table)], dim=1)
+        old = len(self.table)
+        self.table = torch.cat([self.table, torch.zeros_like(self.table)])
         self._free_rows = list(range(2 * old - 1, old - 1, -1))

@@ -60,8 +60,8 @@ def _chunk(plan, BLOCK_TOKENS: tl.constexpr):
 
 
 @triton.jit
-def _run(table, rows, number, row):
-    run = table + 2 * (number.to(tl.int64) * rows + row)
+def _run(table, passes, number, row):
+    run = table + 2 * (row.to(tl.int64) * passes + number)
     return tl.load(run), tl.load(run + 1)
 
 
@@ -77,14 +77,14 @@ def _state(hidden, hidden_stride, residual, residual_stride, token, column, mask
 
 @triton.jit
 def _shrink(
-    row, place, token, there, table, rows, down_pages, number,
+    row, place, token, there, table, passes, down_pages, number,
     sources, strides, widths, factors, downs, residual, residual_stride, low, low_stride,
     PRECISION: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK_ENTRIES: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Write `x . down` of all entries of a stage, side by side, to `low` float32 `[places, low_stride]`."""
     base = 0
     for source in tl.static_range(len(sources)):
-        start, length = _run(table, rows, number + (source + 1 if source > 0 else 0), row)
+        start, length = _run(table, passes, number + (source + 1 if source > 0 else 0), row)
         for first in range(0, length, BLOCK_ENTRIES):
             entry = first + tl.arange(0, BLOCK_ENTRIES)
             used = entry < length
@@ -110,13 +110,13 @@ def _shrink(
 
 @triton.jit
 def _expand(
-    row, place, token, there, table, rows, up_pages, biases, codes, number,
+    row, place, token, there, table, passes, up_pages, biases, codes, number,
     hidden, hidden_stride, residual, residual_stride, width, up, low, low_stride,
     SOURCES: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr, BLOCK_ENTRIES: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Add what a stage makes of `low`, and of the state's own elements, to hidden."""
-    scale_start, scales = _run(table, rows, number + 1, row)
+    scale_start, scales = _run(table, passes, number + 1, row)
     for begin in range(0, width, BLOCK_WIDTH):
         column = begin + tl.arange(0, BLOCK_WIDTH)
         inside = column < width
@@ -129,7 +129,7 @@ def _expand(
             change += before * factor[None, :]
         base = 0
         for source in tl.static_range(SOURCES):
-            start, length = _run(table, rows, number + (source + 1 if source > 0 else 0), row)
+            start, length = _run(table, passes, number + (source + 1 if source > 0 else 0), row)
             for first in range(0, length, BLOCK_ENTRIES):
                 entry = first + tl.arange(0, BLOCK_ENTRIES)
                 used = entry < length
@@ -148,11 +148,11 @@ def _expand(
 
 @triton.jit
 def _keep(
-    row, token, there, table, rows, number, hidden, hidden_stride, residual, residual_stride, width, kept, kept_stride,
-    BLOCK_WIDTH: tl.constexpr,
+    row, token, there, table, passes, number, hidden, hidden_stride, residual, residual_stride, width,
+    kept, kept_stride, BLOCK_WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Copy the state to `kept` `[tokens, kept_stride]`, for rows whose edits read it at a later site."""
-    _start, wanted = _run(table, rows, number, row)
+    _start, wanted = _run(table, passes, number, row)
     if wanted > 0:
         for begin in range(0, width, BLOCK_WIDTH):
             column = begin + tl.arange(0, BLOCK_WIDTH)
@@ -162,9 +162,9 @@ def _keep(
             tl.store(kept + where, state.to(kept.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["rows", "number", "keep"])
+@triton.jit(do_not_specialize=["passes", "number", "keep"])
 def edit_kernel(
-    plan, table, rows, down_pages, up_pages, biases, codes, number, keep,
+    plan, table, passes, down_pages, up_pages, biases, codes, number, keep,
     sources, strides, widths, factors, downs, residual, residual_stride, up, low, low_stride, kept, kept_stride,
     STAGES: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr, BLOCK_ENTRIES: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
@@ -172,7 +172,7 @@ def edit_kernel(
     """All stages of one site.
 
     Args:
-        plan: see `_chunk`; table, down_pages, up_pages, biases, codes: see `Runs`, `rows` as the table has them.
+        plan: see `_chunk`; table, down_pages, up_pages, biases, codes: see `Runs`, `passes` as the table has them.
         number: of the site's first pass; keep: of the pass for `_keep`.
         sources: what passes read, `[tokens, stride]`: the site itself, which is changed, and its other sources.
         factors: float, by which what comes from each source is multiplied.
@@ -186,29 +186,29 @@ def edit_kernel(
     for stage in range(STAGES):
         here = number + stage * (len(sources) + 1)
         ranks = _shrink(
-            row, place, token, there, table, rows, down_pages, here,
+            row, place, token, there, table, passes, down_pages, here,
             sources, strides, widths, factors, downs, residual, residual_stride, low, low_stride,
             PRECISION, BLOCK_TOKENS, BLOCK_ENTRIES, BLOCK_WIDTH,
         )  # fmt: skip
-        _start, scales = _run(table, rows, here + 1, row)
+        _start, scales = _run(table, passes, here + 1, row)
         if ranks + scales > 0:
             tl.debug_barrier()
             _expand(
-                row, place, token, there, table, rows, up_pages, biases, codes, here,
+                row, place, token, there, table, passes, up_pages, biases, codes, here,
                 sources[0], strides[0], residual, residual_stride, widths[0], up, low, low_stride,
                 len(sources), PRECISION, BLOCK_TOKENS, BLOCK_ENTRIES, BLOCK_WIDTH,
             )  # fmt: skip
             tl.debug_barrier()
     if kept is not None:
         _keep(
-            row, token, there, table, rows, keep, sources[0], strides[0], residual, residual_stride, widths[0],
+            row, token, there, table, passes, keep, sources[0], strides[0], residual, residual_stride, widths[0],
             kept, kept_stride, BLOCK_WIDTH,
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["rows", "number"])
+@triton.jit(do_not_specialize=["passes", "number"])
 def shrink_kernel(
-    plan, table, rows, down_pages, number,
+    plan, table, passes, down_pages, number,
     sources, strides, widths, factors, downs, residual, residual_stride, low, low_stride,
     PRECISION: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK_ENTRIES: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -217,15 +217,15 @@ def shrink_kernel(
         return
     row, place, token, there = _chunk(plan, BLOCK_TOKENS)
     _shrink(
-        row, place, token, there, table, rows, down_pages, number,
+        row, place, token, there, table, passes, down_pages, number,
         sources, strides, widths, factors, downs, residual, residual_stride, low, low_stride,
         PRECISION, BLOCK_TOKENS, BLOCK_ENTRIES, BLOCK_WIDTH,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["rows", "number", "keep"])
+@triton.jit(do_not_specialize=["passes", "number", "keep"])
 def expand_kernel(
-    plan, table, rows, up_pages, biases, codes, number, keep,
+    plan, table, passes, up_pages, biases, codes, number, keep,
     hidden, hidden_stride, residual, residual_stride, width, up, low, low_stride, kept, kept_stride,
     SOURCES: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr, BLOCK_ENTRIES: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
@@ -235,13 +235,13 @@ def expand_kernel(
         return
     row, place, token, there = _chunk(plan, BLOCK_TOKENS)
     _expand(
-        row, place, token, there, table, rows, up_pages, biases, codes, number,
+        row, place, token, there, table, passes, up_pages, biases, codes, number,
         hidden, hidden_stride, residual, residual_stride, width, up, low, low_stride,
         SOURCES, PRECISION, BLOCK_TOKENS, BLOCK_ENTRIES, BLOCK_WIDTH,
     )  # fmt: skip
     if kept is not None:
         tl.debug_barrier()
         _keep(
-            row, token, there, table, rows, keep, hidden, hidden_stride, residual, residual_stride, width,
+            row, token, there, table, passes, keep, hidden, hidden_stride, residual, residual_stride, width,
             kept, kept_stride, BLOCK_WIDTH,
         )  # fmt: skip
