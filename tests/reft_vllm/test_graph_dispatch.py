@@ -164,6 +164,7 @@ def choose(runner, method=None, **more):
         num_reqs=requests,
         num_scheduled_tokens_np=scheduled,
         max_num_scheduled_tokens=1,
+        use_cascade_attn=False,
         **more,
     )
     return mode.name, found.has_lora, found.num_active_loras
@@ -236,7 +237,7 @@ def dispatched(runner, lora_ids, computed, prompt_len=8, generated=4):
     try:
         count = model_runner.get_num_active_loras_for_dispatch(runner.lora_config, runner.lora_state, requests, False)
         found, _ = model_runner.dispatch_cg_and_sync_dp(
-            runner.cudagraph_manager, len(requests), len(requests), 1, 1, 0, max_query_len=1, num_active_loras=count
+            runner.cudagraph_manager, len(requests), len(requests), 1, 1, 0, num_active_loras=count
         )
         return found.cg_mode.name, found.num_active_loras
     finally:

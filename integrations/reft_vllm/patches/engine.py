@@ -26,10 +26,14 @@ def _compute_hash(original: Original) -> Original:
 
 def _block_hash_keys(original: Original) -> Original:
     def keys(request: Any, start_token_idx: int, end_token_idx: int, start_mm_idx: int) -> Any:
-        found, next_mm = original(request, start_token_idx, end_token_idx, start_mm_idx)
         admitted = admitted_of(request)
         if admitted is None:
-            return found, next_mm
+            return original(request, start_token_idx, end_token_idx, start_mm_idx)
+        lora, request.lora_request = request.lora_request, None  # up to vLLM 0.30 its key cannot be told from others
+        try:
+            found, next_mm = original(request, start_token_idx, end_token_idx, start_mm_idx)
+        finally:
+            request.lora_request = lora
         front = admitted.program.in_front
         prompt_len = front + asked_length(request.sampling_params, request.num_prompt_tokens - front)
         ours = block_key(admitted, prompt_len, start_token_idx, end_token_idx)
