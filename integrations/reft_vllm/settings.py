@@ -17,6 +17,9 @@ SITES = (*COMPONENTS, LINEARS, VIRTUAL_TOKENS, PREFIXES, GATED_PREFIXES)
 DEFAULT_SITES = frozenset({"block_output", VIRTUAL_TOKENS})
 
 
+POOL_MIB, POOL_MIB_PER_SLOT = 256, 4
+
+
 class SettingsError(ReftError):
     """`additional_config["reft"]` cannot be read."""
 
@@ -26,12 +29,13 @@ class Settings:
     """
     Attributes:
         sites: which of `SITES` are installed.
-        pool_mib: on devices whose graphs forbid moving buffers, memory of the page pool per width, in MiB.
+        pool_mib: on devices whose graphs forbid moving buffers, memory of the page pool per width, in MiB; by default
+            `POOL_MIB_PER_SLOT` for each adapter that can be active, at least `POOL_MIB`.
         stages: on such devices, how many edits of one site may read each other's output.
     """
 
     sites: frozenset[str] = DEFAULT_SITES
-    pool_mib: int = 256
+    pool_mib: int | None = None
     stages: int = 4
 
     @classmethod
@@ -55,6 +59,10 @@ class Settings:
             if name in values and (not isinstance(values[name], int) or values[name] < 1):
                 raise SettingsError(f"reft setting {name} must be a whole number from 1, not {values[name]!r}")
         return cls(**values)
+
+    def pool_bytes(self, slots: int) -> int:
+        """Memory of the page pool per width, for so many adapters."""
+        return (self.pool_mib or max(POOL_MIB, slots * POOL_MIB_PER_SLOT)) << 20
 
     def check(self, program: Program) -> None:
         """Refuse a program with a node that needs a site which is not installed.

@@ -12,6 +12,7 @@ from reft_plugins.positions import Positions
 from reft_plugins.program import Edit, Site
 from reft_vllm.execution.capacity import ENTRIES_PER_SLOT, LOW_WIDTH
 from reft_vllm.execution.state import EngineState
+from reft_vllm.settings import Settings
 
 
 def low_rank(rank: int, positions: str = "all", **extra) -> Edit:
@@ -64,3 +65,10 @@ def test_full_buffers_serve_adapters_that_come_and_go(monkeypatch: pytest.Monkey
         assert_equal(changed, wanted, torch.float32)
         assert change_of(batch, wanted)[2] > 0.5
     assert forgotten
+
+
+def test_pools_have_room_for_every_slot_by_default() -> None:
+    """LoReFT of rank 4 on all layers of an 8B model is 2 MiB in bfloat16."""
+    assert Settings().pool_bytes(slots=512) >= 512 * 32 * 8 * 4096 * 2
+    assert Settings().pool_bytes(slots=1) == 256 << 20
+    assert Settings(pool_mib=3).pool_bytes(slots=512) == 3 << 20

@@ -86,17 +86,17 @@ class Pool:
     """The pages of every width in use.
 
     Args:
-        mib: memory of each width in MiB where pages are not growable.
+        size: memory of each width in bytes where pages are not growable.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, growable: bool, mib: int) -> None:
-        self.device, self.dtype, self.growable, self.mib = device, dtype, growable, mib
+    def __init__(self, device: torch.device, dtype: torch.dtype, growable: bool, size: int) -> None:
+        self.device, self.dtype, self.growable, self.size = device, dtype, growable, size
         self.by_width: dict[int, Pages] = {}
 
     def of(self, width: int) -> Pages:
         """The pages of a width."""
         if width not in self.by_width:
-            fixed = max(2, (self.mib << 20) // (width * self.dtype.itemsize))
+            fixed = max(2, self.size // (width * self.dtype.itemsize))
             count = INITIAL_PAGES if self.growable else fixed
             self.by_width[width] = Pages(width, count, self.device, self.dtype, self.growable)
         return self.by_width[width]

@@ -53,7 +53,7 @@ class EngineState:
         self.slots, self.max_tokens, self.settings = slots, max_tokens, settings
         self.device, self.dtype = torch.device(device), dtype
         self.movable = self.device.type == "cpu" if movable is None else movable
-        self.pool = Pool(self.device, dtype, self.movable, settings.pool_mib)
+        self.pool = Pool(self.device, dtype, self.movable, settings.pool_bytes(slots))
         fixed = 1 + slots * ROWS_PER_SLOT, 1 + slots * ENTRIES_PER_SLOT
         rows, entries = (INITIAL_ROWS, INITIAL_ENTRIES) if self.movable else fixed
         self.runs = Runs(0, rows, entries, self.device, self.movable)
