@@ -27,7 +27,8 @@ ELU = tl.constexpr(ACTIVATIONS.index("elu"))
 
 @triton.jit
 def _sigmoid(x):
-    return 1 / (1 + tl.exp(-x))
+    small = tl.exp(-tl.abs(x))
+    return tl.where(x < 0, small, 1) / (1 + small)
 
 
 @triton.jit
