@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from bases import count_parameters, make_llama
-from rich.console import Console
 from rich.table import Table
 from serving_peers.answering import ask
 from serving_peers.process import engine_environment
-from serving_peers.report import describe, machine
+from serving_peers.report import describe, machine, wide_console
 
 TARGET_MS = 5.0
 VOCABULARY = 16_384
@@ -117,7 +116,7 @@ def publish(base: Path, scratch: Path, count: int) -> tuple[list[str], int]:
 def show(report: dict[str, Any]) -> None:
     """Print the machine and the tables."""
     settings, rows, spans = report["settings"], report["first_tokens"], report["registrations"]
-    console = Console(width=None if os.isatty(1) else 140)
+    console = wide_console()
     console.print(f"machine: {describe(report['machine'])}")
     console.print(
         f"model: {settings['parameters'] / 1e6:.1f} M parameters, not compiled, idle; adapters of "

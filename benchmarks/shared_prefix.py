@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from bases import count_parameters, make_llama
-from rich.console import Console
 from rich.table import Table
 from serving_peers.process import EngineProcess
-from serving_peers.report import describe, machine
+from serving_peers.report import describe, machine, wide_console
 
 POSITIONS = "l7"
 TITLES = {"base": "base, no adapter", "reft": f"ReFT {POSITIONS}, rank 4", "lora": "vLLM's LoRA, rank 8"}
@@ -160,7 +159,7 @@ def check(results: dict[str, Rounds]) -> None:
 def show(report: dict[str, Any]) -> None:
     """Print the machine and the table."""
     settings, results = report["settings"], report["rounds"]
-    console = Console(width=None if os.isatty(1) else 140)
+    console = wide_console()
     console.print(f"machine: {describe(report['machine'])}")
     console.print(
         f"model: {settings['parameters'] / 1e6:.1f} M parameters; {settings['tasks']} tasks at once over one document "

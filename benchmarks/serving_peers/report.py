@@ -44,6 +44,11 @@ def describe(found: dict[str, Any]) -> str:
     )
 
 
+def wide_console() -> Console:
+    """A console on which no column of the tables is cut off."""
+    return Console(width=max(Console().width, 150))
+
+
 def ratio(results: dict[Row, Rounds], row: Row, reference: Row, key: str = "seconds") -> tuple[float, float, float]:
     """How many times as fast a row is as another: median, least and most of the rounds that have both."""
     mine, other = _by_round(results[row], key), _by_round(results[reference], key)
@@ -61,7 +66,7 @@ def _by_round(rounds: Rounds, key: str) -> dict[int, float]:
 
 def show(report: dict[str, Any]) -> None:
     """Print the machine, the table of rows and the table of targets."""
-    console = Console(width=None if os.isatty(1) else 150)
+    console = wide_console()
     settings = report["settings"]
     results = _results(report)
     console.print(f"machine: {describe(report['machine'])}")
