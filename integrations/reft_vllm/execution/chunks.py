@@ -30,5 +30,5 @@ class Chunks:
         """Cut tokens `[n]`, ascending, with the slot of each."""
         ordered, slots, starts, lengths = by_row(tokens, owners)
         pieces = cut(lengths, fitting_size(lengths))
-        parts = ordered[pieces.index(starts)], pieces.real, slots[pieces.owner]
-        return cls(*map(torch.from_numpy, parts), int(tokens[-1]))
+        index, real, owner = ordered[pieces.index(starts)], pieces.real, slots[pieces.owner]
+        return cls(torch.from_numpy(index), torch.from_numpy(real), torch.from_numpy(owner), int(tokens[-1]))

@@ -197,18 +197,19 @@ class Gated:
         if not most:
             return None
         buffer = self.pool.of(attention.kv_heads * attention.size).buffer
-        shape = (len(slots), most, attention.kv_heads, 1, attention.size)
+        kv_heads, repeats = attention.kv_heads, attention.heads // attention.kv_heads
         keys, values = (
-            buffer[table.pages[slots, :most]].float().view(shape).permute(0, 2, 3, 1, 4)
+            buffer[table.pages[slots, :most]].float().view(len(slots), most, kv_heads, -1).transpose(1, 2)
             for table in (pairs.keys, pairs.values)
         )
-        repeats = attention.heads // attention.kv_heads
-        own = query[self.chunks.tokens].float().unflatten(2, (attention.kv_heads, repeats)).permute(0, 2, 3, 1, 4)
+        own = query[self.chunks.tokens].float()
+        own = own.view(*own.shape[:2], kv_heads, repeats, -1).transpose(1, 2).flatten(2, 3)
+        real = (torch.arange(most) < counts[:, None])[:, None, None]
         scores = own @ keys.transpose(-1, -2) * attention.scale
-        real = (torch.arange(most) < counts[:, None])[:, None, None, None]
         weights = scores.masked_fill(~real, torch.finfo(scores.dtype).min).softmax(-1) * real
-        gates = pairs.gates[slots].view(len(slots), attention.kv_heads, repeats, 1, 1)
-        change = (gates * (weights @ values)).permute(0, 3, 1, 2, 4).flatten(2)
+        added = (weights @ values).view(len(slots), kv_heads, -1, repeats, attention.size)
+        gates = pairs.gates[slots].view(len(slots), kv_heads, 1, repeats, 1)
+        change: Tensor = (gates * added).transpose(1, 2).flatten(2)
         return change[self.chunks.real]
 
     def _launch(self, attention: Attention, query: Tensor, output: Tensor) -> None:

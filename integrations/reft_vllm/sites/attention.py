@@ -50,16 +50,24 @@ def install_attention(prefix: str, layers: list[tuple[int, nn.Module]], state: E
         if GATED_PREFIXES in state.settings.sites and module.query_quant is None and not fused:
             projection = _part(_part(layer, ATTENTION_NAMES), PROJECTION_NAMES)
             heads = module.num_heads * (1 if queries is None else _ranks())
-            fits = projection is not None and heads * module.head_size == hidden_size
+            if heads * module.head_size != hidden_size:
+                projection = None
             attention = Attention(
-                module.num_heads, module.num_kv_heads, module.head_size, module.impl.scale, keys, queries, fits
+                module.num_heads,
+                module.num_kv_heads,
+                module.head_size,
+                module.impl.scale,
+                keys,
+                queries,
+                projection is not None,
             )
             state.gated.add(index, attention)
             place.gated = attention
-            if fits:
+            if projection is not None:
                 _add_behind(projection, f"{prefix}.{index}.behind", state, attention)
+        implementation: object = module.impl
         module.impl.reft_place = place
-        module.impl.__class__ = _prefixed(type(module.impl))
+        module.impl.__class__ = _prefixed(type(implementation))
 
 
 class _Place:
@@ -101,15 +109,15 @@ def _prefixed(original: type[Any]) -> type[Any]:
         self.reft_place.write(key, value)
         return original.do_kv_cache_update(self, layer, key, value, *args, **kwargs)
 
-    methods = {"forward": forward}
+    methods: dict[str, Any] = {"forward": forward}
     if hasattr(original, "do_kv_cache_update"):
         methods["do_kv_cache_update"] = do_kv_cache_update
     return type(f"Prefixed{original.__name__}", (original,), methods)
 
 
-def _add_behind(projection: Any, name: str, state: EngineState, attention: Attention) -> None:
+def _add_behind(projection: nn.Module, name: str, state: EngineState, attention: Attention) -> None:
     BEHIND[name] = state, attention
-    projection.reft_behind = name
+    setattr(projection, "reft_behind", name)  # noqa: B010
     projection.__class__ = _adding(type(projection))
 
 

@@ -29,7 +29,7 @@ def install_embeddings(model: nn.Module, state: EngineState) -> None:
     if len(found) != 1:
         return
     name, embedding = found[0]
-    whole: Any = embedding
+    whole: nn.Module = embedding
     if name.endswith(".base_layer"):
         name = name.removesuffix(".base_layer")
         whole = model.get_submodule(name)
@@ -37,7 +37,7 @@ def install_embeddings(model: nn.Module, state: EngineState) -> None:
     owner = model.get_submodule(name.rpartition(".")[0])
     target = state.placeholders.add(EMBEDDINGS, embedding.embedding_dim, factor=_factor(owner))
     TARGETS[name] = state, target
-    whole.reft_rows = name
+    setattr(whole, "reft_rows", name)  # noqa: B010
     whole.__class__ = _overwriting(type(whole))
 
 
