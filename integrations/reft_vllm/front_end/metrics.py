@@ -22,6 +22,7 @@ TOTALS = {
     "loads": Counter("reft_adapter_loads", "Adapters brought into the workers."),
     "failed_loads": Counter("reft_adapter_failed_loads", "Adapters that could not be brought into the workers."),
     "reads": Counter("reft_adapter_reads", "Adapters that the workers read from disk."),
+    "prefetched": Counter("reft_adapter_prefetches", "Adapters of waiting requests that the workers read ahead."),
     "steps": Counter("reft_steps", "Steps of the engine."),
     "edited_steps": Counter("reft_edited_steps", "Steps in which an adapter changed tokens."),
     "uses": Counter("reft_step_adapters", "Sum over the steps of how many adapters each used."),

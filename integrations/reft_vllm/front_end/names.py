@@ -65,7 +65,7 @@ def find(reference: str, base: str) -> Served | None:
         ReftError: it stands for an adapter that cannot run on that base.
     """
     exactly = Version.parse(reference)
-    path = reference if exactly.digest is not None else str(resolve(reference))
+    path = reference if exactly.digest is not None else os.path.abspath(resolve(reference))
     if not is_adapter(path):
         return None
     checked_strength(exactly.strength)
