@@ -120,7 +120,8 @@ def vllm_config(specialize: bool = True):
     from vllm.config.compilation import CUDAGraphMode
     from vllm.config.lora import LoRAConfig
 
-    config = VllmConfig(lora_config=LoRAConfig(max_loras=MAX_LORAS, lora_dtype="bfloat16"))
+    config = VllmConfig()
+    config.lora_config = LoRAConfig(max_loras=MAX_LORAS, lora_dtype="bfloat16")
     compilation = config.compilation_config
     compilation.cudagraph_mode = CUDAGraphMode.FULL
     compilation.cudagraph_capture_sizes, compilation.max_cudagraph_capture_size = SIZES, SIZES[-1]
