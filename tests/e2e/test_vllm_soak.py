@@ -1,63 +1,71 @@
-"""Random prompts with shared beginnings under random adapters, in an engine so short of memory that it preempts."""
+"""Random lives of engines so short of memory that they preempt and evict; see `soak`.
+
+`REFT_SOAK_SEED` chooses another life, `REFT_SOAK_REQUESTS` a longer one.
+"""
 
 from __future__ import annotations
 
-import numpy as np
+import os
+
+import psutil
 import pytest
 import vllm_environment  # noqa: F401
-from scipy.special import log_softmax
-from strong_adapters import strong_lora, strong_loreft
+from reference_answers import Reference
+from soak import Soak
 
 import reft_plugins as reft
 
 ENGINE = {
     "max_model_len": 224,
     "max_loras": 4,
+    "max_cpu_loras": 8,
     "max_lora_rank": 8,
     "max_num_batched_tokens": 40,
     "max_num_seqs": 12,
     "block_size": 32,
     "num_gpu_blocks_override": 14,
     "enforce_eager": True,
+    "disable_log_stats": False,
 }
+SEED = int(os.environ.get("REFT_SOAK_SEED", "4"))
+LONG = int(os.environ.get("REFT_SOAK_REQUESTS", "2000"))
+GROWTH = 200 << 20
+"""Bytes by which the processes of an engine may grow: what they keep of adapters, and what allocators hold back."""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2], ids=["one rank", "tensor parallel"])
-def test_soak(ranks, tiny_llama, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("requests", "ranks"),
+    [
+        pytest.param(100, 1, id="short"),
+        pytest.param(LONG, 1, id="long", marks=pytest.mark.slow),
+        pytest.param(LONG, 2, id="tensor parallel", marks=pytest.mark.slow),
+    ],
+)
+def test_soak(requests, ranks, tiny_llama, tmp_path, monkeypatch) -> None:
+    print(f"seed {SEED}, {requests} requests, {ranks} ranks")
+    monkeypatch.setenv("REFT_ADAPTER_CACHE_BYTES", str(16 << 20))
     if ranks > 1:
         monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    adapters = [
-        None,
-        strong_lora(tiny_llama, seed=3),
-        strong_loreft(tiny_llama, "f2+l2", seed=1),
-        strong_loreft(tiny_llama, "all", seed=2, layers=(1, 2), scale=1.0),
-        strong_loreft(tiny_llama, "f3+l3;cap=half", seed=4, shared=False),
-        strong_loreft(tiny_llama, "l1", seed=5, activation="relu"),
-        strong_loreft(tiny_llama, "f1+l2;trim=1", seed=6),
-        strong_loreft(tiny_llama, "generated", seed=7),
-        strong_loreft(tiny_llama, "prompt", seed=8),
-        strong_loreft(tiny_llama, "[0,5,-1,-30]", seed=9),
-    ]
-    draw = np.random.default_rng(7)
-    stems = [[1, *draw.integers(5, 500, size=160).tolist()] for _ in range(3)]
-
-    def random_prompt() -> list[int]:
-        length = int(draw.choice([32, 64, 96, 128])) if draw.random() < 0.3 else int(draw.integers(2, 160))
-        prompt = stems[draw.integers(3)][:length]
-        return prompt if draw.random() < 0.8 else [*prompt[:-1], int(draw.integers(5, 500))]
-
-    reference = reft.runtime("transformers", tiny_llama)
+    reference = Reference(reft.runtime("transformers", tiny_llama), keep=50)
     engine = reft.runtime("vllm", tiny_llama, tensor_parallel_size=ranks, **ENGINE)
     try:
-        for _ in range(12):
-            pairs = [(random_prompt(), adapters[draw.integers(len(adapters))]) for _ in range(40)]
-            prompts, used = [prompt for prompt, _ in pairs], [adapter for _, adapter in pairs]
-            want = np.stack([log_softmax(reference.logits(prompt, adapter)[-1]) for prompt, adapter in pairs])
-            np.testing.assert_allclose(engine.next_logprobs(prompts, used), want, atol=1e-3)
-            answers = engine.generate(prompts[:24], used[:24], max_new_tokens=20, ignore_eos=True)
-            expected = reference.generate(prompts[:24], used[:24], max_new_tokens=20, ignore_eos=True)
-            assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in expected]
-        assert engine.statistics()["most_adapters"] == ENGINE["max_loras"]
+        soak = Soak(engine, reference, tiny_llama, tmp_path, SEED)
+        soak.live(requests // 5)
+        before = memory()
+        soak.live(requests)
+        soak.clear()
+        left = engine.statistics()
+        assert left["resident_pages"] == left["resident_adapters"] == left["active_adapters"] == 0
+        assert memory() - before < GROWTH
+        assert left["most_adapters"] == ENGINE["max_loras"]
+        assert soak.counts["changed"] > 0.95 * soak.counts["adapted"] > 0.4 * requests
+        preempted = [metric.value for metric in engine.llm.get_metrics() if metric.name == "vllm:num_preemptions"]
+        assert sum(preempted) > 0
+        print(dict(soak.counts), left, f"{(memory() - before) >> 20} MiB more")
     finally:
         engine.close()
+
+
+def memory() -> int:
+    """Bytes of physical memory that the processes of the engine hold, what they share counted once."""
+    return sum(process.memory_full_info().pss for process in psutil.Process().children(recursive=True))
