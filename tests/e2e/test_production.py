@@ -170,32 +170,34 @@ def test_missing_bytes_fail_their_requests_and_nothing_else(server, versions, ex
 
 
 def test_bytes_that_vanish_between_check_and_load(server, versions, expected, root) -> None:
-    """Both slots are taken, so two other adapters' requests wait, checked, while their files go.
+    """Both slots are taken, so other adapters' requests wait, checked, while their files go.
 
-    Workers read waiting adapters ahead, but here have memory for one: the other cannot be loaded when its turn comes.
+    Workers read waiting adapters ahead, but have next to no memory here: most cannot be loaded when their turn comes.
     """
-    folders = [versions[number].save(root / f"racing{number}") for number in (5, 2)]
-    for number, folder in enumerate(folders):
-        assert server.load(f"racing{number}", folder)[0] == 200
+    racing = {f"racing{number}": versions[number] for number in (5, 2, 1, 0)}
+    for name, version in racing.items():
+        assert server.load(name, version.save(root / name))[0] == 200
     with ThreadPoolExecutor() as pool:
         others = {model: pool.submit(tokens, server, model, PROMPT, 400) for model in ("task", "folder")}
         wait_until_running(server, 2)
-        waiting = []
-        for number in range(2):
-            waiting.append(pool.submit(server.ask, f"racing{number}", PROMPT))
-            time.sleep(0.1)
-        assert not any(each.done() for each in (*others.values(), *waiting)), "too fast to test"
-        for folder in folders:
-            shutil.rmtree(folder)
-        status, answer = waiting[0].result()
-        assert status == 500, answer
-        status, answer = waiting[1].result()
-        assert status == 500 or answer["choices"][0]["token_ids"] == expected(versions[2])
+        waiting = {}
+        for name in racing:
+            waiting[name] = pool.submit(server.ask, name, PROMPT)
+            time.sleep(0.03)
+        time.sleep(0.1)
+        assert not any(each.done() for each in (*others.values(), *waiting.values())), "too fast to test"
+        for name in racing:
+            shutil.rmtree(root / name)
+        failed = [name for name, each in waiting.items() if each.result()[0] == 500]
+        for name in set(racing) - set(failed):
+            status, answer = waiting[name].result()
+            assert status == 200 and answer["choices"][0]["token_ids"] == expected(racing[name])
         assert others["task"].result() == expected(versions[3], count=400)
         assert others["folder"].result() == expected(versions[4], count=400)
-    assert "cannot be loaded any more" in server.log.read_text()
-    versions[5].save(folders[0])
-    assert tokens(server, "racing0") == expected(versions[5]), "not what the failed request left in the prefix cache"
+    assert failed and "cannot be loaded any more" in server.log.read_text()
+    for name in failed:
+        racing[name].save(root / name)
+        assert tokens(server, name) == expected(racing[name]), "not what the failed request left in the prefix cache"
 
 
 def test_references_are_resolved_on_first_use_and_followed(server, tiny_llama, versions, store, expected, root) -> None:
