@@ -21,7 +21,6 @@ from reft_plugins.base_model import identify
 from reft_plugins.errors import UnsupportedProgramError
 from reft_plugins.methods.program import adapter_of
 from reft_plugins.program import KeyValuePrefix, Node, Program, VirtualTokens
-from reft_vllm.placeholders import PromptTooLongError
 
 TOLERANCE = 1e-3
 SLOTS, BUDGET, BLOCK, CONTEXT = 4, 24, 32, 256
@@ -221,13 +220,15 @@ def test_penalties_do_not_see_placeholders(engine, tiny_llama, prompts) -> None:
 
 
 def test_context_is_shared_with_placeholders(engine, adapters, prompts, expected) -> None:
+    from vllm.exceptions import VLLMValidationError
+
     adapter = adapters["more pairs than a block"]
     front = adapter.lower().in_front
     longest = [1, *np.random.default_rng(3).integers(5, 500, size=CONTEXT - front - 2).tolist()]
     (output,) = answers(engine, [longest], [adapter], max_tokens=50)
     assert len(output.outputs[0].token_ids) == 1
     assert output.outputs[0].finish_reason == "length"
-    with pytest.raises(PromptTooLongError, match=f"puts {front} in front.*{CONTEXT - front - 1} tokens"):
+    with pytest.raises(VLLMValidationError, match=f"puts {front} in front.*{CONTEXT - front - 1} tokens"):
         answers(engine, [[*longest, 5]], [adapter], max_tokens=1)
     np.testing.assert_allclose(engine.logits(prompts[2], adapter), expected(prompts[2], adapter), atol=TOLERANCE)
 

@@ -8,12 +8,14 @@ from typing import Any
 from reft_plugins.errors import ReftError
 from reft_vllm.admission import admit, is_adapter, serve_base
 from reft_vllm.patching import Original, PatchPoint, Reads
-from reft_vllm.placeholders import check_length, with_placeholders
+from reft_vllm.placeholders import PromptTooLongError, check_length, with_placeholders
 
 
 def _process_inputs(original: Original) -> Original:
     def process(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Refuse prompts that are too long with what stands in front, where a client is told so."""
+        from vllm.exceptions import VLLMValidationError
+
         request = original(self, *args, **kwargs)
         lora = request.lora_request
         if lora is not None and request.prompt_token_ids and is_adapter(lora.lora_path):
@@ -22,7 +24,10 @@ def _process_inputs(original: Original) -> Original:
                 front = admit(lora.lora_path).program.in_front
             except ReftError:
                 return request  # the engine refuses the request
-            check_length(len(request.prompt_token_ids), front, self.model_config)
+            try:
+                check_length(len(request.prompt_token_ids), front, self.model_config)
+            except PromptTooLongError as error:
+                raise VLLMValidationError(str(error)) from error  # a server's answer is 400 then
         return request
 
     return process
