@@ -16,6 +16,7 @@ import torch
 import vllm_environment  # noqa: F401
 from scipy.special import log_softmax
 from strong_adapters import strong_lora, strong_loreft
+from strong_programs import Strong
 
 import reft_plugins as reft
 from reft_plugins.adapter import Adapter
@@ -83,6 +84,7 @@ def linears(base: Path) -> Adapter:
 
 @pytest.fixture(scope="module")
 def adapters(tiny_llama) -> dict[str, Adapter | None]:
+    strong = Strong(tiny_llama, seed=9)
     return {
         "base": None,
         "prefix and suffix": strong_loreft(tiny_llama, "f2+l2", seed=1),
@@ -91,6 +93,11 @@ def adapters(tiny_llama) -> dict[str, Adapter | None]:
         "lora": strong_lora(tiny_llama, seed=3),
         "components": components(tiny_llama),
         "linears": linears(tiny_llama),
+        "row norms": strong.adapter([strong.dora(module) for module in strong.sizes]),
+        "virtual tokens": strong.adapter(strong.virtual_tokens(5)),
+        "prefixes": strong.adapter(strong.prefixes(4)),
+        "gated prefixes": strong.adapter(strong.prefixes(3, gated=True)),
+        "gated prefixes after the projection": strong.adapter(strong.prefixes(3, gated=True, projected=False)),
     }
 
 
@@ -110,11 +117,11 @@ def pairs(adapters):
 
 @pytest.fixture(scope="module")
 def expected(reference, adapters, pairs):
-    """Log-probabilities `[pairs, vocabulary]`; every adapter changes them by more than 1."""
+    """Log-probabilities `[pairs, vocabulary]`; every adapter changes them by a hundred tolerances."""
     want = np.stack([log_softmax(reference.logits(prompt, adapters[name])[-1]) for prompt, name in pairs])
     bare = np.stack([log_softmax(reference.logits(prompt)[-1]) for prompt, _ in pairs])
     for (_, name), row, without in zip(pairs, want, bare, strict=True):
-        assert name == "base" or np.abs(row - without).max() > 1, f"{name} is too weak to test"
+        assert name == "base" or np.abs(row - without).max() > 100 * TOLERANCE, f"{name} is too weak to test"
     return want
 
 
