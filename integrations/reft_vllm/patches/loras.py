@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from reft_plugins.errors import UnsupportedProgramError
+from reft_plugins.program import WeightDelta
 from reft_vllm.admission import admit, is_adapter, serve_base, served_base
 from reft_vllm.patching import Original, PatchPoint
 
@@ -21,7 +22,7 @@ def _load_adapter(original: Original) -> Original:
         manager = self._adapter_manager
         admitted = admit(lora_request.lora_path)
         check_program(admitted.program, self.lora_config.max_lora_rank, manager.reft.settings)
-        if admitted.program.edits and manager.reft.refusal:
+        if manager.reft.refusal and not all(isinstance(node, WeightDelta) and node.plain for node in admitted.program):
             raise UnsupportedProgramError(manager.reft.refusal)
         return to_served(
             admitted.program, lora_request.lora_int_id, manager, served_base(), self.lora_config.lora_dtype
