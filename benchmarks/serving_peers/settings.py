@@ -39,10 +39,7 @@ def engine_settings(
         kept = slots if name == "reft" else adapters
         settings |= {"enable_lora": True, "max_loras": kept, "max_cpu_loras": kept, "max_lora_rank": LORA_RANK}
     if name == "reft":
-        settings |= {
-            "lora_target_modules": ["__none__"],
-            "worker_extension_cls": "reft_vllm.worker.EditStatistics",
-        }
+        settings["lora_target_modules"] = ["__none__"]
     if device == "cuda":
         settings |= _on_gpu(name, base, lengths, new_tokens, slots)
     return settings

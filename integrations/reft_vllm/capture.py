@@ -71,17 +71,18 @@ def capturing(sampling_params: Any, argument: dict[str, Any]) -> Any:
     return copy
 
 
-def merge(workers: Sequence[Taken], last_position: int) -> Taken:
+def merge(workers: Sequence[dict[str, tuple[list[int], bytes]]], last_position: int) -> Taken:
     """One answer of all ranks: pipeline ranks hold different layers, tensor-parallel ranks equal or side-by-side parts.
 
     Args:
+        workers: per rank, positions and rows of float32 by site, from `reft_captured`.
         last_position: tokens after it were drafts that speculative decoding threw away.
     """
     merged: Taken = {}
     for site in dict.fromkeys(site for taken in workers for site in taken):
         parts = [taken[site] for taken in workers if site in taken]
         positions = [position for position in parts[0][0] if position <= last_position]
-        rows = [part[1][: len(positions)] for part in parts]
+        rows = [np.frombuffer(data, np.float32).reshape(len(own), -1)[: len(positions)] for own, data in parts]
         sharded = site.endswith((".attention_value_output", ".mlp_activation"))
         merged[site] = positions, np.concatenate(rows, axis=1) if sharded else rows[0]
     return merged

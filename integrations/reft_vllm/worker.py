@@ -9,10 +9,6 @@ from typing import Any
 logger = logging.getLogger("vllm.reft")
 
 
-class EditStatistics:
-    """Nothing: vLLM's `worker_extension_cls` is not needed, every worker has the functions below."""
-
-
 def reft_statistics(worker: Any) -> dict[str, float]:
     """Counters since the start, and what is loaded now; `reft_vllm.front_end.metrics` says what they mean."""
     from reft_vllm.admission import KEPT
@@ -45,9 +41,10 @@ def reft_load_seconds(worker: Any) -> list[float]:
     return counters_of(worker.model_runner.lora_manager._adapter_manager).take_seconds()
 
 
-def reft_captured(worker: Any, key: str) -> dict[str, Any]:
-    """Activations kept for a request; see `reft_vllm.execution.captures.Captures.take`."""
-    return worker.model_runner.lora_manager._adapter_manager.reft.captures.take(key)  # type: ignore[no-any-return]
+def reft_captured(worker: Any, key: str) -> dict[str, tuple[list[int], bytes]]:
+    """Activations kept for a request, as `Captures.take`, with rows as bytes: arrays do not survive every transport."""
+    taken = worker.model_runner.lora_manager._adapter_manager.reft.captures.take(key)
+    return {site: (positions, values.tobytes()) for site, (positions, values) in taken.items()}
 
 
 def reft_prepare(worker: Any, requests: Sequence[Any], present: Sequence[int]) -> dict[int, str]:

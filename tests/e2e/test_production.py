@@ -6,6 +6,7 @@ and read again all the time.
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import time
@@ -24,9 +25,10 @@ import reft_plugins as reft
 from adapters_store import Store
 from reft_plugins.adapter import Adapter
 from reft_plugins.base_model import identify
+from reft_plugins.capturing import capture
 from reft_plugins.compose import scale
 from reft_plugins.methods.program import adapter_of
-from reft_plugins.program import Program, VirtualTokens
+from reft_plugins.program import Program, Site, VirtualTokens
 
 PROMPT = [1, *np.random.default_rng(5).integers(5, 500, 79).tolist()]
 RESOLVE_SECONDS = 0.2
@@ -287,3 +289,35 @@ def test_unload(server, versions, expected) -> None:
     assert server.call("/v1/unload_lora_adapter", {"lora_name": "task"})[0] == 200
     time.sleep(2.5)
     assert server.metrics()["reft_resident_adapters"] < 2, "an adapter that nothing uses is freed at once"
+
+
+def test_activations_come_with_the_answer(server, tiny_llama, versions, expected, root) -> None:
+    """Also of tokens that the prefix cache has, and after the edits of the request's adapter."""
+    assert server.load("seen", versions[4].save(root / "seen"))[0] == 200
+    for model, adapter in (("seen", versions[4]), (str(tiny_llama), None), ("seen", versions[4])):
+        status, answer = server.ask(model, PROMPT, vllm_xargs={"reft_capture": "2,3:block_output@f3+l1"})
+        assert status == 200, answer
+        assert answer["choices"][0]["token_ids"] == expected(adapter)
+        want = capture(tiny_llama, [PROMPT], ["2", "3"], "f3+l1", adapter=adapter)
+        for site, rows in want.activations.items():
+            found = answer["kv_transfer_params"]["reft_capture"][f"{site.layer}:{site.component}"]
+            values = np.frombuffer(base64.b64decode(found["data"]), "<f4").reshape(found["shape"])
+            assert found["positions"] == want.tokens.tolist()
+            np.testing.assert_allclose(values, rows, atol=1e-3)
+    edited = capture(tiny_llama, [PROMPT], ["3"], "l1", adapter=versions[4]).activations[Site(3)]
+    assert (edited - capture(tiny_llama, [PROMPT], ["3"], "l1").activations[Site(3)]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("nowhere@l1", "layer:component"),
+        ("1:mlp_output", "without that site"),
+        ("9", "layers 0 to 3"),
+        ("1@soon", "soon"),
+    ],
+)
+def test_activations_that_cannot_be_had_are_refused(server, tiny_llama, expected, text, reason) -> None:
+    status, answer = server.ask(str(tiny_llama), PROMPT, vllm_xargs={"reft_capture": text})
+    assert status == 400 and reason in json.dumps(answer)
+    assert tokens(server, str(tiny_llama)) == expected(None)

@@ -21,6 +21,7 @@ from strong_programs import Strong
 import reft_plugins as reft
 from reft_plugins.adapter import Adapter
 from reft_plugins.base_model import identify
+from reft_plugins.capturing import capture
 from reft_plugins.methods.program import adapter_of
 from reft_plugins.positions import Positions
 from reft_plugins.program import Edit, Node, Program, Site, WeightDelta
@@ -143,10 +144,21 @@ def check_parallel_engine(base: Path, reference, adapters, pairs, expected, **pa
         answers = engine.generate(prompts, used, max_new_tokens=6, ignore_eos=True)
         want = reference.generate(prompts, used, max_new_tokens=6, ignore_eos=True)
         assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in want]
+        check_captures(engine, base, prompts[:3], used[:3])
         workers = engine.llm.collective_rpc("reft_statistics")
         assert len(workers) == 2 and all(worker["edited_tokens"] for worker in workers)
     finally:
         engine.close()
+
+
+def check_captures(engine, base: Path, prompts, used) -> None:
+    """Of a state that every rank holds whole, and of two that each holds a part of."""
+    sites = ("3:block_output", "0:mlp_activation", "2:attention_value_output")
+    for prompt, adapter, found in zip(prompts, used, engine.capture(prompts, sites, "f2+l1", used), strict=True):
+        want = capture(base, [prompt], sites, "f2+l1", adapter=adapter).activations
+        assert set(found) == set(want)
+        for site, rows in want.items():
+            np.testing.assert_allclose(found[site], rows, atol=TOLERANCE, err_msg=str(site))
 
 
 def test_tensor_parallel(two_cores, tiny_llama, reference, adapters, pairs, expected) -> None:

@@ -82,11 +82,12 @@ def test_finished_and_warm_up_passes_keep_nothing(state) -> None:
 
 def test_ranks_are_merged_and_drafts_dropped() -> None:
     half = np.ones((3, 2), np.float32)
-    workers = [{"0.mlp_activation": ([4, 5, 6], half)}, {"0.mlp_activation": ([4, 5, 6], 2 * half)}, {}]
+    parts = (half.tobytes(), (2 * half).tobytes())
+    workers = [*({"0.mlp_activation": ([4, 5, 6], part)} for part in parts), {}]
     positions, rows = merge(workers, last_position=5)["0.mlp_activation"]
     assert positions == [4, 5]
     assert rows.tolist() == [[1, 1, 2, 2], [1, 1, 2, 2]]
-    same = [{"1.block_output": ([0], half[:1])}] * 2
+    same = [{"1.block_output": ([0], half[:1].tobytes())}] * 2
     assert merge(same, 9)["1.block_output"][1].shape == (1, 2)
 
 
