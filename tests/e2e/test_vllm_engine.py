@@ -180,7 +180,7 @@ def test_refused_adapters_leave_the_engine_running(engine, reference, adapters, 
     with pytest.raises(BaseMismatchError, match="made for base model"):
         engine.logits(prompts[0], strong_loreft(other, "f1", seed=1))
     with pytest.raises(UnsupportedProgramError, match="max-lora-rank 12"):
-        engine.logits(prompts[0], strong_loreft(tiny_llama, "f1", seed=1, rank=12))
+        engine.logits(prompts[0], strong_lora(tiny_llama, seed=1, rank=12))
     damaged = adapters["all"].save(tmp_path / "damaged")
     blob = bytearray((damaged / "adapter.safetensors").read_bytes())
     blob[-5] ^= 1

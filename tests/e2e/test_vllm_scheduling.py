@@ -204,25 +204,32 @@ def test_beam_search(drafting, adapters, reference) -> None:
         BeamSearchParams(beam_width=3, max_tokens=4, ignore_eos=True),
         lora_request=[drafting._request(adapter) for adapter in used],
     )
-    alike = []
+    compared = 0
     for prompt, adapter, output in zip(prompts, used, outputs, strict=True):
         method = adapter.manifest.method if adapter else "base"
+        scores = []
         for sequence in output.sequences:
             answer = sequence.tokens[len(prompt) :]
             rows = reference.rows(prompt, adapter, answer[:-1])[len(prompt) - 1 :]
-            assert abs(sequence.cum_logprob - rows[np.arange(4), answer].sum()) <= 4 * TOLERANCE, method
-        wanted = [answer for _, answer in beams_of(reference, prompt, adapter, 3, 4)]
-        alike.append([sequence.tokens[len(prompt) :] for sequence in output.sequences] == wanted)
-    assert np.mean(alike) > 0.9, "more than what beams of almost equal probability explain"
+            scores.append(rows[np.arange(4), answer].sum())
+            assert abs(sequence.cum_logprob - scores[-1]) <= 4 * TOLERANCE, method
+        wanted, margin = beams_of(reference, prompt, adapter, 3, 4)
+        if margin > 8 * TOLERANCE:
+            np.testing.assert_allclose(scores, [score for score, _ in wanted], atol=4 * TOLERANCE, err_msg=method)
+            compared += 1
+    assert compared > len(prompts) / 2
 
 
-def beams_of(reference, prompt, adapter, width: int, tokens: int) -> list[tuple[float, list[int]]]:
-    """Beam search by hand: the best continuations with their log-probabilities, best first."""
+def beams_of(reference, prompt, adapter, width: int, tokens: int) -> tuple[list[tuple[float, list[int]]], float]:
+    """Beam search by hand: the best continuations with their log-probabilities, best first, and the smallest
+    distance at which any beam was preferred to one that was dropped."""
     beams: list[tuple[float, list[int]]] = [(0.0, [])]
+    margin = np.inf
     for _ in range(tokens):
         longer = []
         for score, answer in beams:
             row = reference.rows(prompt, adapter, answer)[-1]
             longer += [(score + float(row[token]), [*answer, int(token)]) for token in np.argsort(-row)[: 2 * width]]
-        beams = sorted(longer, reverse=True)[:width]
-    return beams
+        longer.sort(reverse=True)
+        beams, margin = longer[:width], min(margin, longer[width - 1][0] - longer[width][0])
+    return beams, margin
