@@ -9,33 +9,32 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.utils.torch_utils import direct_register_custom_op
 
+from reft_vllm.execution.cpu import Plan
 from reft_vllm.execution.op import LIBRARY
 
 WRAPPERS: dict[int, OpaquePunicaCPU] = {}
 """Wrappers of this process by number, which compiled graphs carry as a constant."""
 
-Groups = list[tuple[int, Tensor]]
-
 
 class OpaquePunicaCPU(PunicaWrapperCPU):
-    """`PunicaWrapperCPU` that multiplies per adapter in use, with linear and embedding operations as custom ops.
+    """`PunicaWrapperCPU` that multiplies for all adapters at once, with linear and embedding operations as custom ops.
 
     Attributes:
         weighted: slots whose adapter has weight deltas, kept by whoever fills the slots.
-        tokens, samples: per such slot of this step, the indices of its tokens and of its sampled rows.
+        tokens, samples: tokens and sampled rows of this step that are of such slots, the slots as rows of a plan.
         prompts: states of all tokens of the step while log-probabilities of prompts are taken from them.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.weighted: set[int] = set()
-        self.tokens: Groups = []
-        self.samples: Groups = []
+        self.tokens = self.samples = _group(torch.empty(0, dtype=torch.long), self.weighted)
         self.prompts: Tensor | None = None
         self.number = len(WRAPPERS)
         WRAPPERS[self.number] = self
@@ -61,11 +60,10 @@ class OpaquePunicaCPU(PunicaWrapperCPU):
         groups = self.samples if self.prompts is None else self._owner(x, self.prompts)
         _add(groups, y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), a, b, scale)
 
-    def _owner(self, x: Tensor, states: Tensor) -> Groups:
+    def _owner(self, x: Tensor, states: Tensor) -> Plan:
         """All rows of a part of the step's states, which is of one request."""
         first = (x.data_ptr() - states.data_ptr()) // (states.stride(0) * states.element_size())
-        slot = int(self.token_lora_indices[first])
-        return [(slot, torch.arange(len(x)))] if slot in self.weighted else []
+        return _group(self.token_lora_indices[first].expand(len(x)), self.weighted)
 
 
 def lora_linear(
@@ -91,15 +89,23 @@ def register() -> None:
         )
 
 
-def _group(slots: Tensor, weighted: set[int]) -> Groups:
-    present = set(slots.unique().tolist()) & weighted
-    return [(slot, (slots == slot).nonzero().flatten()) for slot in sorted(present)]
+def _group(slots: Tensor, weighted: set[int]) -> Plan:
+    """The rows whose slots have weight deltas; `slots` int `[rows]`, negative for the bare base."""
+    owners = slots.numpy().astype(np.int64)
+    rows = np.flatnonzero(np.isin(owners, list(weighted)))
+    return Plan.of(rows, owners[rows], 0)
 
 
-def _add(groups: Groups, y: Tensor, x: Tensor, a: Tensor | None, b: Tensor, scale: float) -> None:
-    """Per slot `y[rows] += scale * x[rows] a[slot]^T b[slot]^T`; stacks are `[slots, (1,) out, in]`."""
-    for slot, rows in groups:
-        low = x[rows] if a is None else x[rows] @ a[slot].squeeze(0).T
-        up = b[slot].squeeze(0)
-        width = min(up.shape[0], y.shape[1])
-        y[:, :width].index_add_(0, rows, (scale * (low.to(up.dtype) @ up.T))[:, :width].to(y.dtype))
+def _add(plan: Plan, y: Tensor, x: Tensor, a: Tensor | None, b: Tensor, scale: float) -> None:
+    """`y[row] += scale * x[row] a[slot]^T b[slot]^T` for the rows of a plan; stacks are `[slots, 1, out, in]`."""
+    if not len(plan.tokens):
+        return
+    slots = torch.from_numpy(plan.rows)
+    low = x.index_select(0, plan.filled).view(len(slots), plan.size, -1)
+    if a is not None:
+        low = torch.bmm(low, a.flatten(0, -3).index_select(0, slots).transpose(1, 2))
+    up = b.flatten(0, -3).index_select(0, slots)
+    change = torch.bmm(low.to(up.dtype), up.transpose(1, 2)).flatten(0, 1)
+    change = change if plan.real is None else change.index_select(0, plan.real)
+    width = min(up.shape[1], y.shape[1])
+    y[:, :width].index_add_(0, plan.tokens, change[:, :width].to(y.dtype), alpha=scale)
