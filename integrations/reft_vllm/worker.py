@@ -47,6 +47,21 @@ def reft_captured(worker: Any, key: str) -> dict[str, tuple[list[int], bytes]]:
     return {site: (positions, values.tobytes()) for site, (positions, values) in taken.items()}
 
 
+def reft_add(worker: Any, request: Any) -> str:
+    """Load one adapter, and return what went wrong, empty when nothing did.
+
+    An error raised here would leave the answers of the other ranks unread, to be taken for those to the next call.
+    """
+    loras = worker.model_runner.lora_manager
+    try:
+        drop_empty(loras, request.lora_int_id)
+        loras.add_adapter(request)
+    except Exception as error:
+        logger.warning("reft: adapter %s is not loaded: %s", request.lora_path, error)
+        return str(error) or type(error).__name__
+    return ""
+
+
 def reft_prepare(worker: Any, requests: Sequence[Any], present: Sequence[int]) -> dict[int, str]:
     """Load adapters of the coming step, where an error can still be told to the engine.
 
@@ -109,5 +124,5 @@ def attach() -> None:
     """Give the functions above to every kind of vLLM worker."""
     from vllm.v1.worker.worker_base import WorkerBase
 
-    for function in (reft_statistics, reft_load_seconds, reft_captured, reft_prepare):
+    for function in (reft_statistics, reft_load_seconds, reft_captured, reft_add, reft_prepare):
         setattr(WorkerBase, function.__name__, function)

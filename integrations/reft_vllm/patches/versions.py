@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from reft_plugins.errors import UnsupportedProgramError
 from reft_vllm.counters import counters_of, counting
 from reft_vllm.guard import Guard, is_ours
 from reft_vllm.patching import Original, PatchPoint, Reads
@@ -30,7 +31,13 @@ def _preprocess_add_request(original: Original) -> Original:
 
 def _add_lora(original: Original) -> Original:
     def add(self: Any, lora_request: Any) -> Any:
+        """Tried on every rank first: vLLM loses count of its workers' answers when a call fails on several."""
         lora = checked(lora_request, self.vllm_config)
+        problems = [problem for problem in self.model_executor.collective_rpc("reft_add", args=(lora,)) if problem]
+        if problems:
+            if is_ours(lora):
+                self.model_executor.remove_lora(lora.lora_int_id)  # from the ranks that did load it
+            raise UnsupportedProgramError(problems[0])
         added = original(self, lora)
         guard = guard_of(self)
         if guard is not None:
