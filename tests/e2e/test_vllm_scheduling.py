@@ -204,7 +204,7 @@ def test_beam_search(drafting, adapters, reference) -> None:
         BeamSearchParams(beam_width=3, max_tokens=4, ignore_eos=True),
         lora_request=[drafting._request(adapter) for adapter in used],
     )
-    compared = 0
+    compared, eos = 0, drafting.llm.get_tokenizer().eos_token_id
     for prompt, adapter, output in zip(prompts, used, outputs, strict=True):
         method = adapter.manifest.method if adapter else "base"
         scores = []
@@ -213,16 +213,25 @@ def test_beam_search(drafting, adapters, reference) -> None:
             rows = reference.rows(prompt, adapter, answer[:-1])[len(prompt) - 1 :]
             scores.append(rows[np.arange(4), answer].sum())
             assert abs(sequence.cum_logprob - scores[-1]) <= 4 * TOLERANCE, method
-        wanted, margin = beams_of(reference, prompt, adapter, 3, 4)
+        wanted, margin = beams_of(reference, prompt, adapter, 3, 4, eos)
         if margin > 8 * TOLERANCE:
             np.testing.assert_allclose(scores, [score for score, _ in wanted], atol=4 * TOLERANCE, err_msg=method)
             compared += 1
     assert compared > len(prompts) / 2
 
 
-def beams_of(reference, prompt, adapter, width: int, tokens: int) -> tuple[list[tuple[float, list[int]]], float]:
+def beams_of(
+    reference, prompt, adapter, width: int, tokens: int, eos: int
+) -> tuple[list[tuple[float, list[int]]], float]:
     """Beam search by hand: the best continuations with their log-probabilities, best first, and the smallest
-    distance at which any beam was preferred to one that was dropped."""
+    distance at which any beam was preferred to one that was dropped.
+
+    vLLM prefers by log-probability per token and does not count an end of sequence, even if it is told to ignore it.
+    """
+
+    def per_token(beam: tuple[float, list[int]]) -> float:
+        return beam[0] / (len(prompt) + len(beam[1]) - (beam[1][-1] == eos))
+
     beams: list[tuple[float, list[int]]] = [(0.0, [])]
     margin = np.inf
     for _ in range(tokens):
@@ -230,6 +239,7 @@ def beams_of(reference, prompt, adapter, width: int, tokens: int) -> tuple[list[
         for score, answer in beams:
             row = reference.rows(prompt, adapter, answer)[-1]
             longer += [(score + float(row[token]), [*answer, int(token)]) for token in np.argsort(-row)[: 2 * width]]
-        longer.sort(reverse=True)
-        beams, margin = longer[:width], min(margin, longer[width - 1][0] - longer[width][0])
+        longer.sort(key=per_token, reverse=True)
+        beams = longer[:width]
+        margin = min(margin, (per_token(longer[width - 1]) - per_token(longer[width])) * len(prompt))
     return beams, margin
