@@ -34,6 +34,11 @@ ACTIVATIONS = ("identity", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid
 ALL = Positions.parse("all")
 
 
+def canonical(component: str) -> str:
+    """One name for the components that are the same tensor in every architecture."""
+    return "block_input" if component == "attention_residual" else component
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """A place in the model: decoder layer (global index from 0) and component."""

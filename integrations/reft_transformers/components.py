@@ -9,7 +9,7 @@ from torch import nn
 
 from reft_plugins.errors import AdapterError, UnsupportedProgramError
 from reft_plugins.layers import decoder_layers
-from reft_plugins.program import COMPONENTS
+from reft_plugins.program import COMPONENTS, canonical
 from reft_transformers.architectures import (
     ATTENTION_NAMES,
     DOWN_NAMES,
@@ -44,11 +44,6 @@ class Place:
     module: nn.Module
     side: Literal["input", "output"]
     kept_by: nn.Module | None = None
-
-
-def canonical(component: str) -> str:
-    """One name for the components that are the same tensor in every architecture."""
-    return "block_input" if component == "attention_residual" else component
 
 
 class Components:

@@ -18,9 +18,9 @@ import numpy.typing as npt
 from reft_plugins.capturing import parse_site
 from reft_plugins.errors import ReftError, UnsupportedProgramError
 from reft_plugins.positions import Positions
-from reft_plugins.program import Site
+from reft_plugins.program import Site, canonical
 from reft_vllm.execution.captures import CAPTURE
-from reft_vllm.settings import Settings, canonical
+from reft_vllm.settings import Settings
 
 MAX_BYTES = int(os.environ.get("REFT_CAPTURE_BYTES", str(64 << 20)))
 """Largest answer of one request, in bytes of float32."""

@@ -98,9 +98,6 @@ def lora_weights(deltas: Sequence[WeightDelta], manager: Any, dtype: torch.dtype
         if on_other_rank(name, manager.model):
             continue
         if name not in served:
-            layer = layer_of(name, manager.reft)
-            if layer is not None and layer not in manager.reft.layers:
-                continue  # another pipeline rank holds it, and checks it
             raise UnsupportedProgramError(
                 f"{delta}: this engine serves no LoRA on module {name!r}. Either the base model has no such module, or "
                 "lora_target_modules leaves it out"

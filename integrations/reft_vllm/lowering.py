@@ -10,9 +10,8 @@ from torch import Tensor
 
 from reft_plugins.base_model import BaseModel
 from reft_plugins.errors import UnsupportedProgramError
-from reft_plugins.program import Edit, Program, Site, WeightDelta
+from reft_plugins.program import Edit, Program, Site, WeightDelta, canonical
 from reft_vllm.execution.site import INPUT
-from reft_vllm.settings import canonical
 
 Rename = Callable[[str], str]
 

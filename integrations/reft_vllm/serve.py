@@ -107,8 +107,9 @@ def plan_for(programs: Sequence[Program], more: bool, lora: bool) -> Plan:
     Args:
         more: other adapters may come later; lora: with plain LoRA weights, if any need them.
     """
+    from reft_plugins.program import canonical
     from reft_vllm.lowering import by_linears
-    from reft_vllm.settings import DEFAULT_SITES, canonical, needed
+    from reft_vllm.settings import DEFAULT_SITES, needed
 
     sites = frozenset(canonical(site) for program in programs for _, site in needed(program))
     ranks = [1]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reft_plugins.errors import ReftError, UnsupportedProgramError
-from reft_plugins.program import COMPONENTS, Node, Program, VirtualTokens
+from reft_plugins.program import COMPONENTS, Node, Program, VirtualTokens, canonical
 
 LINEARS, VIRTUAL_TOKENS, PREFIXES, GATED_PREFIXES = "linears", "virtual_tokens", "prefixes", "gated_prefixes"
 SITES = (*COMPONENTS, LINEARS, VIRTUAL_TOKENS, PREFIXES, GATED_PREFIXES)
@@ -92,11 +92,6 @@ def named_sites(value: str | Collection[str]) -> frozenset[str]:
     if unknown := names - set(SITES):
         raise SettingsError(f"no such sites: {', '.join(sorted(map(str, unknown)))}; there are {', '.join(SITES)}")
     return names
-
-
-def canonical(component: str) -> str:
-    """One name for the components that are the same tensor in every architecture."""
-    return "block_input" if component == "attention_residual" else component
 
 
 def needed(program: Program) -> list[tuple[Node, str]]:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from reft_plugins.errors import UnsupportedProgramError
 from reft_plugins.positions import Positions
-from reft_plugins.program import Edit
-from reft_vllm.settings import canonical
+from reft_plugins.program import Edit, canonical
 
 TRIED_LENGTHS = 256
 

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from torch import nn
 
+from reft_plugins.program import canonical
 from reft_vllm.execution.site import Shard, Site
 from reft_vllm.execution.state import EngineState
-from reft_vllm.settings import canonical
 from reft_vllm.sites.wrapping import edit_input, edit_output
 
 SUMMED_OUTPUTS = ("CohereDecoderLayer", "Cohere2DecoderLayer")
