@@ -14,9 +14,9 @@ from reft_plugins import plugins
 from reft_plugins.errors import ExportError
 
 if TYPE_CHECKING:
-    from reft_ollama.fidelity import Fidelity
     from reft_ollama.job import Job
     from reft_plugins.adapter import Adapter
+    from reft_plugins.fidelity.comparison import Fidelity
 
 GGUF_FILE, MODELFILE, FIDELITY_FILE = "model.gguf", "Modelfile", "fidelity.json"
 
@@ -90,7 +90,7 @@ def export_ollama(
     residual stream at all positions (LoReFT, DiReFT, …) are approximated: with `low-rank` as an update of `down_proj`
     fitted on calibration text, which keeps the model's size; with `neurons` as extra MLP neurons, which is nearly exact
     on any text but adds a few percent to it; with `auto` as the first of the two that reaches the targets of
-    `reft_ollama.fidelity` on every source of held-out text.
+    `reft_plugins.fidelity.comparison` on every source of held-out text.
 
     Args:
         adapter: Adapter, directory or reference; base: folder or hub id; out: directory to write to.
@@ -108,8 +108,8 @@ def export_ollama(
         ExportError: the export would not be faithful, or the base model cannot be written.
         BaseMismatchError, AdapterError, UnknownReferenceError, DataError: see `reft_plugins.load`.
     """
-    from reft_ollama.gguf_file import DTYPES
     from reft_ollama.job import Job
+    from reft_ollama.weights.gguf_file import DTYPES
     from reft_plugins.api import load
 
     if strategy not in STRATEGIES or dtype not in DTYPES:
@@ -151,7 +151,7 @@ def _check(fidelity: Fidelity, min_top1: float, force: bool) -> None:
 
 
 def _write(job: Job, out: Path, dtype: str) -> ExportResult:
-    from reft_ollama.gguf_file import write_gguf
+    from reft_ollama.weights.gguf_file import write_gguf
 
     result = ExportResult(
         directory=out,
@@ -171,6 +171,7 @@ def _write(job: Job, out: Path, dtype: str) -> ExportResult:
         write_gguf(
             partial,
             job.weights,
+            job.architecture,
             job.tokenizer,
             dtype=dtype,
             name=job.name,

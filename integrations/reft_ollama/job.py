@@ -9,20 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-from reft_ollama import chat_template
-from reft_ollama.architectures import Architecture, architecture_of
-from reft_ollama.fidelity import EXACT_DIFFERENCE, Fidelity
-from reft_ollama.gguf_file import DTYPES
-from reft_ollama.modelfile import Modelfile, find_license, make_parameters
-from reft_ollama.plan import Plan, make_plan
-from reft_ollama.reference import Measurement, Reference
-from reft_ollama.regression import fit_edits
-from reft_ollama.texts import Texts, gather
-from reft_ollama.tokenizer import GgufTokenizer, convert_tokenizer
-from reft_ollama.updates import AffineOutput, Update
-from reft_ollama.weights import Checkpoint, ExportedWeights, install
-from reft_ollama.widening import Widening
+from reft_ollama.architectures.base import Architecture, architecture_of
+from reft_ollama.plan.planning import Plan, make_plan
+from reft_ollama.templates import chat_template
+from reft_ollama.templates.modelfile import Modelfile, find_license, make_parameters
+from reft_ollama.tokenizers.conversion import GgufTokenizer, convert_tokenizer
+from reft_ollama.weights.assembly import assemble
+from reft_ollama.weights.checkpoint import Checkpoint
+from reft_ollama.weights.gguf_file import DTYPES
+from reft_ollama.weights.installation import install
+from reft_ollama.weights.stack import Weights
+from reft_ollama.weights.widening import Widening
 from reft_plugins.base_model import locate
+from reft_plugins.fidelity.comparison import EXACT_DIFFERENCE, Fidelity
+from reft_plugins.fidelity.reference import Measurement, Reference
+from reft_plugins.fidelity.texts import Texts, gather
+from reft_plugins.fitting.regression import fit_edits
+from reft_plugins.fitting.updates import AffineOutput, Update
 from reft_plugins.program import Program
 
 if TYPE_CHECKING:
@@ -54,7 +57,7 @@ class Job:
     strategy: str = "merged"
     sources: dict[str, Fidelity] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
-    _weights: ExportedWeights | None = None
+    _weights: Weights | None = None
     _fidelity: Fidelity | None = None
 
     @classmethod
@@ -95,7 +98,7 @@ class Job:
         return f"{self.base_name} with {self.adapter.manifest.method}"
 
     @property
-    def weights(self) -> ExportedWeights:
+    def weights(self) -> Weights:
         """The parameters to write."""
         assert self._weights is not None
         return self._weights
@@ -135,7 +138,7 @@ class Job:
             for index, (name, make) in enumerate(candidates):
                 self.strategy, self._weights = name, make()
                 self.progress("Measuring the exported weights on held-out text", 0, 0)
-                install(self._weights, reference.model, DTYPES[dtype][0])
+                install(self._weights, self.architecture, reference.model, DTYPES[dtype][0])
                 self.sources = measurement.compare()
                 self._fidelity = self.sources.pop("overall")
                 if index + 1 < len(candidates) and all(f.on_target for f in self._all_measured()):
@@ -170,11 +173,11 @@ class Job:
 
     def _candidates(
         self, reference: Reference, texts: Texts, strategy: str
-    ) -> Sequence[tuple[str, Callable[[], ExportedWeights]]]:
+    ) -> Sequence[tuple[str, Callable[[], Weights]]]:
         """Ways to write the program, the smaller model first."""
         if not self.plan.residual:
             return [("merged", lambda: self._export({}))]
-        found: list[tuple[str, Callable[[], ExportedWeights]]] = []
+        found: list[tuple[str, Callable[[], Weights]]] = []
         if strategy != "neurons":
             found.append(("low-rank", lambda: self._low_rank(reference, texts)))
         if strategy != "low-rank":
@@ -184,40 +187,36 @@ class Job:
             found.append(("neurons", lambda: self._neurons(norms)))
         return found
 
-    def _low_rank(self, reference: Reference, texts: Texts) -> ExportedWeights:
+    def _low_rank(self, reference: Reference, texts: Texts) -> Weights:
         import torch
 
-        install(self._export({}), reference.model, torch.float32)
+        module = self.architecture.module
+        install(self._export({}), self.architecture, reference.model, torch.float32)
         updates, self.details["layer_errors"] = fit_edits(
             reference,
-            self.architecture,
             self.plan.residual,
+            {n: (self.architecture.layer.format(n), module(n, "mlp_output")) for n in self.plan.residual},
             texts.calibration,
             lambda done, total: self.progress("Fitting the edited layers", done, total),
         )
         return self._export({name: [update] for name, update in updates.items()})
 
-    def _neurons(self, norms: dict[int, tuple[float, float]]) -> ExportedWeights:
+    def _neurons(self, norms: dict[int, tuple[float, float]]) -> Weights:
         module = self.architecture.module
         gains = {layer: self.checkpoint.load(f"{module(layer, 'mlp_norm')}.weight") for layer in norms}
         widening = Widening(self.architecture, self.config, self.plan.residual, norms, gains)
         updates: dict[str, list[Update]] = {
             module(layer, "mlp_output"): [AffineOutput(edit)] for layer, edit in self.plan.residual.items()
         }
+        channels, neurons = widening.added
+        self.details = {"added_channels": channels, "added_neurons": neurons, "norm_error": widening.error}
+        self.warnings.append(f"the model grew by {channels} residual channels and {neurons} neurons per layer")
         return self._export(updates, widening)
 
-    def _export(self, more: dict[str, list[Update]], widening: Widening | None = None) -> ExportedWeights:
-        updates = {
-            name: [*self.plan.updates.get(name, []), *more.get(name, [])] for name in {*self.plan.updates, *more}
-        }
-        return ExportedWeights(self.checkpoint, self.architecture, self.config, updates, widening)
+    def _export(self, fitted: dict[str, list[Update]], widening: Widening | None = None) -> Weights:
+        return assemble(self.plan, self.checkpoint, self.architecture, self.config, fitted, widening)
 
     def _judge(self, dtype: str) -> None:
-        widening = self.weights.widening
-        if widening is not None:
-            channels, neurons = widening.added
-            self.details = {"added_channels": channels, "added_neurons": neurons, "norm_error": widening.error}
-            self.warnings.append(f"the model grew by {channels} residual channels and {neurons} neurons per layer")
         if not self.plan.exact and not all(f.on_target for f in self._all_measured()):
             self.warnings.append("the approximation misses its targets on some held-out text; see the table")
         if self.plan.exact and dtype == "f32" and self.fidelity.max_logit_difference > EXACT_DIFFERENCE:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from reft_ollama.modelfile import Modelfile
+from reft_ollama.templates.modelfile import Modelfile
 from reft_plugins.errors import ExportError
 
 

@@ -12,7 +12,7 @@ from tiny_models import sentences
 
 import reft_plugins as reft
 from adapters_store import Store
-from reft_ollama.llama_cpp_check import compare_llama_cpp
+from reft_ollama.llama_cpp import compare_llama_cpp
 from reft_plugins import plugins
 
 WORD = "."

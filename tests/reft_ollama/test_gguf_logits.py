@@ -13,17 +13,18 @@ from safetensors.torch import load_file, save_file
 from tiny_models import make_tiny_llama, sentences
 from transformers import AutoConfig, AutoTokenizer
 
-from reft_ollama.architectures import architecture_of
+from reft_ollama.architectures.base import architecture_of
 from reft_ollama.export import export_ollama
-from reft_ollama.fidelity import Fidelity
-from reft_ollama.gguf_file import write_gguf
-from reft_ollama.llama_cpp_check import compare_llama_cpp
-from reft_ollama.plan import make_plan
-from reft_ollama.tokenizer import convert_tokenizer
-from reft_ollama.weights import Checkpoint, ExportedWeights
+from reft_ollama.llama_cpp import compare_llama_cpp
+from reft_ollama.plan.planning import make_plan
+from reft_ollama.tokenizers.conversion import convert_tokenizer
+from reft_ollama.weights.assembly import assemble
+from reft_ollama.weights.checkpoint import Checkpoint
+from reft_ollama.weights.gguf_file import write_gguf
 from reft_plugins import plugins
 from reft_plugins.adapter import Adapter
 from reft_plugins.errors import UnsupportedProgramError
+from reft_plugins.fidelity.comparison import Fidelity
 from reft_plugins.positions import Positions
 from reft_plugins.program import Edit, Node, Program, Site, WeightDelta
 
@@ -38,7 +39,8 @@ def write(base: Path, program: Program, target: Path, dtype: str = "f32") -> Pat
     plan = make_plan(program, architecture, config)
     assert plan.exact
     tokenizer = convert_tokenizer(AutoTokenizer.from_pretrained(base), config.vocab_size)
-    write_gguf(target, ExportedWeights(Checkpoint(base), architecture, config, plan.updates), tokenizer, dtype=dtype)
+    weights = assemble(plan, Checkpoint(base), architecture, config)
+    write_gguf(target, weights, architecture, tokenizer, dtype=dtype)
     return target
 
 

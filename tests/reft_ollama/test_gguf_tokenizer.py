@@ -10,10 +10,10 @@ from llama_cpp import Llama
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from reft_ollama import pretokenizers
-from reft_ollama.general_text import PASSAGES
-from reft_ollama.tokenizer import convert_tokenizer
+from reft_ollama.tokenizers import pretokenizers
+from reft_ollama.tokenizers.conversion import convert_tokenizer
 from reft_plugins.errors import ExportError
+from reft_plugins.fidelity.general_text import PASSAGES
 
 TEXTS = (
     *PASSAGES,

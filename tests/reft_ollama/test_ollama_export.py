@@ -13,13 +13,13 @@ from raw_programs import as_adapter, where_is
 from safetensors import safe_open
 from tiny_models import sentences
 
-from reft_ollama import gguf_file
 from reft_ollama.export import ExportResult, export_ollama
-from reft_ollama.fidelity import TARGET_KL, TARGET_REMOVED, TARGET_TOP1
-from reft_ollama.general_text import PASSAGES
-from reft_ollama.llama_cpp_check import LlamaCppModel, compare_llama_cpp
+from reft_ollama.llama_cpp import LlamaCppModel, compare_llama_cpp
+from reft_ollama.weights import gguf_file
 from reft_plugins.adapter import Adapter
 from reft_plugins.errors import BaseMismatchError, ExportError, UnsupportedProgramError
+from reft_plugins.fidelity.comparison import TARGET_KL, TARGET_REMOVED, TARGET_TOP1
+from reft_plugins.fidelity.general_text import PASSAGES
 from reft_plugins.positions import Positions
 from reft_plugins.program import Edit, Site, VirtualTokens, WeightDelta
 
@@ -250,7 +250,7 @@ def test_values_that_do_not_fit_the_format_are_an_error(tiny_llama: Path, tmp_pa
 def test_other_architectures_are_refused_by_name(tiny_llama: Path, tmp_path: Path) -> None:
     from transformers import AutoConfig, GPT2Config
 
-    from reft_ollama.architectures import architecture_of
+    from reft_ollama.architectures.base import architecture_of
 
     with pytest.raises(ExportError, match="does not write 'gpt2' models; it writes llama"):
         architecture_of(GPT2Config())

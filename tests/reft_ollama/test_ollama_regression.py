@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from reft_ollama.affine import compose, is_affine
-from reft_ollama.architectures import architecture_of
-from reft_ollama.reference import Reference
-from reft_ollama.regression import Moments, fit_edits, reduced_rank_regression
-from reft_ollama.texts import Text
-from reft_ollama.weights import Checkpoint, ExportedWeights, install
-from reft_ollama.widening import TOLERANCE, NormFit, Widening
+from reft_ollama.architectures.base import architecture_of
+from reft_ollama.weights.checkpoint import Checkpoint
+from reft_ollama.weights.installation import install
+from reft_ollama.weights.stack import BaseWeights, parameters
+from reft_ollama.weights.widening import TOLERANCE, NormFit, Widened, Widening
+from reft_plugins.fidelity.reference import Reference
+from reft_plugins.fidelity.texts import Text
+from reft_plugins.fitting.affine import compose, is_affine
+from reft_plugins.fitting.regression import Moments, fit_edits, reduced_rank_regression
 from reft_plugins.positions import Positions
 from reft_plugins.program import Edit, Program, Site
 
@@ -156,15 +158,15 @@ def two_layers() -> Program:
 def test_fitted_layers_see_the_layers_fitted_before_them(fresh_runtime: Any, tiny_llama: Path) -> None:
     """The fit of layer 2 alone, on the bare base, is a different one and worse in the finished model."""
     program = two_layers()
-    architecture = architecture_of(fresh_runtime.model.config)
     composed = {edit.site.layer: compose([edit]) for edit in program.edits}
     pristine = copy.deepcopy(fresh_runtime.model)
     rows = texts(fresh_runtime)
-    updates, errors = fit_edits(Reference(fresh_runtime, program), architecture, composed, rows)
+    modules = {n: (f"model.layers.{n}", f"model.layers.{n}.mlp.down_proj") for n in (1, 2)}
+    updates, errors = fit_edits(Reference(fresh_runtime, program), composed, modules, rows)
     assert set(updates) == {"model.layers.1.mlp.down_proj", "model.layers.2.mlp.down_proj"}
     assert all(0 < error < 0.35 for error in errors.values())
     fresh_runtime.model = pristine
-    alone, _ = fit_edits(Reference(fresh_runtime, program), architecture, {2: composed[2]}, rows)
+    alone, _ = fit_edits(Reference(fresh_runtime, program), {2: composed[2]}, modules, rows)
     name = "model.layers.2.mlp.down_proj"
     assert not torch.allclose(alone[name].left @ alone[name].right, updates[name].left @ updates[name].right, rtol=0.05)
 
@@ -178,9 +180,9 @@ def test_widening_with_an_edit_of_nothing_changes_no_logit(fresh_runtime: Any, t
     tokens = list(range(3, 90))
     before = fresh_runtime.logits(tokens)
     widening = Widening(architecture, config, {1: nothing}, {1: (0.1, 3.0)}, {1: gain})
-    weights = ExportedWeights(checkpoint, architecture, config, {}, widening)
+    weights = Widened(BaseWeights(checkpoint, architecture, config), widening)
     assert weights.config.hidden_size == 160 and weights.config.intermediate_size % 32 == 0
-    assert dict(weights.shapes) == {name: tuple(tensor.shape) for name, tensor in weights}
-    install(weights, fresh_runtime.model, torch.float32)
+    assert weights.shapes == {name: tuple(tensor.shape) for name, tensor in parameters(weights)}
+    install(weights, architecture, fresh_runtime.model, torch.float32)
     after = fresh_runtime.logits(tokens)
     assert abs(before - after).max() < 2e-5

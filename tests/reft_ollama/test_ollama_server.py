@@ -17,8 +17,8 @@ import torch
 from raw_programs import as_adapter
 
 from reft_ollama.export import export_ollama
-from reft_ollama.modelfile import Modelfile
 from reft_ollama.server import create_model
+from reft_ollama.templates.modelfile import Modelfile
 from reft_plugins.errors import ExportError
 from reft_plugins.positions import Positions
 from reft_plugins.program import Edit, Site

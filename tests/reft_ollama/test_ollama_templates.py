@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
-from reft_ollama import go_template
-from reft_ollama.chat_template import NO_CHAT, ChatTemplate, derive
-from reft_ollama.modelfile import Modelfile, find_license, make_parameters
+from reft_ollama.templates import go_template
+from reft_ollama.templates.chat_template import NO_CHAT, ChatTemplate, derive
+from reft_ollama.templates.modelfile import Modelfile, find_license, make_parameters
 from reft_plugins.errors import ExportError
 
 CHATML = (

@@ -10,10 +10,10 @@ import pytest
 import torch
 from raw_programs import as_adapter, where_is
 
-from reft_ollama.general_text import PASSAGES
-from reft_ollama.texts import MAX_LENGTH, gather, read_texts
 from reft_plugins.adapter import Adapter
 from reft_plugins.errors import DataError
+from reft_plugins.fidelity.general_text import PASSAGES
+from reft_plugins.fidelity.texts import MAX_LENGTH, gather, read_texts
 from reft_plugins.positions import Positions
 from reft_plugins.program import Edit, Site
 

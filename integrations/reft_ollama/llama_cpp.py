@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from reft_ollama.fidelity import Accumulator, Fidelity
 from reft_plugins.errors import ReftError
+from reft_plugins.fidelity.comparison import Accumulator, Fidelity
 
 Logits = npt.NDArray[np.float32]
 

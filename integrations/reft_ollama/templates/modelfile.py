@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reft_ollama.chat_template import ChatTemplate
+from reft_ollama.templates.chat_template import ChatTemplate
 from reft_plugins.errors import ExportError
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from reft_ollama.architectures import rope_factors
-from reft_ollama.tokenizer import GgufTokenizer
-from reft_ollama.weights import ExportedWeights
+from reft_ollama.architectures.base import Architecture, rope_factors
+from reft_ollama.tokenizers.conversion import GgufTokenizer
+from reft_ollama.weights.stack import Weights, parameters
 from reft_plugins.errors import ExportError
 
 DTYPES: dict[str, tuple[torch.dtype, gguf.GGMLQuantizationType, gguf.LlamaFileType]] = {
@@ -26,7 +26,8 @@ DTYPES: dict[str, tuple[torch.dtype, gguf.GGMLQuantizationType, gguf.LlamaFileTy
 
 def write_gguf(
     path: Path,
-    weights: ExportedWeights,
+    weights: Weights,
+    architecture: Architecture,
     tokenizer: GgufTokenizer,
     *,
     dtype: str = "f16",
@@ -43,7 +44,6 @@ def write_gguf(
     Raises:
         ExportError: a tensor the architecture has no name for, or a value that does not fit `dtype`.
     """
-    architecture, config = weights.architecture, weights.config
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture.target])
     try:
         writer.add_type(gguf.GGUFType.MODEL)
@@ -52,37 +52,38 @@ def write_gguf(
             writer.add_string(key, text)
         writer.add_file_type(DTYPES[dtype][2])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        architecture.write_hyper_parameters(writer, config)
+        architecture.write_hyper_parameters(writer, weights.config)
         tokenizer.write(writer)
-        _write_tensors(writer, weights, dtype, progress)
+        _write_tensors(writer, weights, architecture, dtype, progress)
     finally:
         writer.close()
 
 
 def _write_tensors(
-    writer: gguf.GGUFWriter, weights: ExportedWeights, dtype: str, progress: Callable[[int, int], None]
+    writer: gguf.GGUFWriter,
+    weights: Weights,
+    architecture: Architecture,
+    dtype: str,
+    progress: Callable[[int, int], None],
 ) -> None:
-    names = gguf.get_tensor_name_map(weights.architecture.target, weights.config.num_hidden_layers)
     factors = rope_factors(weights.config)
     total = 0
     if factors is not None:
         total += _declare(writer, "rope_freqs.weight", tuple(factors.shape), dtype)
-    for name, shape in weights.shapes.items():
-        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if target is None:
-            raise ExportError(f"base model: GGUF has no place for its tensor {name!r}")
-        total += _declare(writer, target, shape, dtype)
+    parts = {name: architecture.parts(name, shape, weights.config) for name, shape in weights.shapes.items()}
+    for part in (part for several in parts.values() for part in several):
+        total += _declare(writer, part.name, part.shape, dtype)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     done = 0
     if factors is not None:
         writer.write_tensor_data(factors.numpy())
-    for name, tensor in weights:
-        ordered = weights.architecture.to_gguf(name, tensor, weights.config)
-        array = _encode(name, ordered, dtype)
-        writer.write_tensor_data(array)
-        done += array.nbytes
+    for name, tensor in parameters(weights):
+        for part in parts[name]:
+            array = _encode(name, part.make(tensor), dtype)
+            writer.write_tensor_data(array)
+            done += array.nbytes
         progress(done, total)
 
 

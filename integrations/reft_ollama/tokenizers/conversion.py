@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import gguf
 
-from reft_ollama.pretokenizers import pretokenizer_name
-from reft_ollama.sentencepiece import looks_like_sentencepiece, piece_scores, space_prefix
+from reft_ollama.tokenizers.pretokenizers import pretokenizer_name
+from reft_ollama.tokenizers.sentencepiece import looks_like_sentencepiece, piece_scores, space_prefix
 from reft_plugins.errors import ExportError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import jinja2
 
-from reft_ollama import go_template
+from reft_ollama.templates import go_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

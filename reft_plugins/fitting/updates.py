@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from reft_ollama.affine import AffineEdit
+from reft_plugins.fitting.affine import AffineEdit
 from reft_plugins.program import WeightDelta
 
 

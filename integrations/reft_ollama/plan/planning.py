@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from reft_ollama.affine import AffineEdit, compose, is_affine
-from reft_ollama.architectures import Architecture
-from reft_ollama.updates import AffineOutput, MergedDelta, Update
+from reft_ollama.architectures.base import Architecture
 from reft_plugins.errors import AdapterError, UnsupportedProgramError
+from reft_plugins.fitting.affine import AffineEdit, compose, is_affine
+from reft_plugins.fitting.updates import AffineOutput, MergedDelta, Update
 from reft_plugins.program import ALL, Edit, Node, Program, WeightDelta
 
 if TYPE_CHECKING:

@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from reft_ollama.affine import AffineEdit
-from reft_ollama.architectures import Architecture
+from reft_ollama.architectures.base import Architecture
+from reft_ollama.weights.stack import Shapes, Weights
+from reft_plugins.fitting.affine import AffineEdit
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -205,6 +206,26 @@ class _Neurons:
     gate_bias: Tensor
     up: Tensor
     down: Tensor
+
+
+class Widened:
+    """The parameters of a model after widening; see `reft_ollama.weights.stack.Weights`."""
+
+    def __init__(self, weights: Weights, widening: Widening) -> None:
+        self.config = widening.config(weights.config)
+        self._weights, self._widening = weights, widening
+        self.shapes: Shapes = {}
+        for name, shape in weights.shapes.items():
+            module, _, kind = name.rpartition(".")
+            self.shapes[name] = widening.shape(name, shape)
+            if kind == "weight" and widening.adds_bias(module):
+                self.shapes[f"{module}.bias"] = self.shapes[name][:1]
+
+    def module(self, name: str) -> dict[str, Tensor]:
+        """The widened parameters of one module."""
+        own = self._weights.module(name)
+        weight, bias = self._widening.widen(name, own["weight"], own.get("bias"))
+        return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
 
 
 _PARTS = ("attention_norm", "mlp_norm", "query", "key", "value", "attention_output", "gate", "up", "mlp_output")

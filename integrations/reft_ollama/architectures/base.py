@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,15 @@ ROPE_TYPES = ("default", "linear", "llama3")
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A tensor of the file: its name and shape, and how it is made of a parameter."""
+
+    name: str
+    shape: tuple[int, ...]
+    make: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
 class Architecture:
     """A pre-norm decoder with RMSNorm, rotary attention and a gated MLP, under the names transformers gives its parts.
 
@@ -28,12 +38,16 @@ class Architecture:
         permute_rotary: whether that architecture pairs neighbouring rotary dimensions (llama.cpp's `llama`), where
             transformers pairs the two halves of a head.
         activation: the MLP's activation that the loader assumes.
+        output_bias: whether the loader takes a bias at the output of attention and of the MLP.
+        post_norm: whether the output of attention and of the MLP is normalised before it is added (Gemma 2 and 3).
     """
 
     model_type: str
     target: gguf.MODEL_ARCH
     permute_rotary: bool
     activation: str = "silu"
+    output_bias: bool = True
+    post_norm: bool = False
     embedding: str = "model.embed_tokens"
     head: str = "lm_head"
     final_norm: str = "model.norm"
@@ -92,14 +106,21 @@ class Architecture:
         writer.add_rope_freq_base(float(rope_parameters(config)["rope_theta"]))
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
 
-    def to_gguf(self, name: str, tensor: Tensor, config: PretrainedConfig) -> Tensor:
-        """A parameter in the order of rows that the loader expects; most are as they are."""
+    def parts(self, name: str, shape: tuple[int, ...], config: PretrainedConfig) -> list[Part]:
+        """The tensors of the file that a parameter becomes; most become one and stay as they are.
+
+        Raises:
+            ExportError: the file has no place for it.
+        """
+        names = gguf.get_tensor_name_map(self.target, config.num_hidden_layers)
+        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if target is None:
+            raise ExportError(f"base model: GGUF has no place for its tensor {name!r}")
         module = name.rpartition(".")[0]
-        if self.permute_rotary and module.endswith(self.query):
-            return interleave_rotary(tensor, config.num_attention_heads)
-        if self.permute_rotary and module.endswith(self.key):
-            return interleave_rotary(tensor, config.num_key_value_heads)
-        return tensor
+        heads = None
+        if self.permute_rotary and module.endswith((self.query, self.key)):
+            heads = config.num_attention_heads if module.endswith(self.query) else config.num_key_value_heads
+        return [Part(target, shape, (lambda t: t) if heads is None else (lambda t: interleave_rotary(t, heads)))]
 
 
 ARCHITECTURES = {

@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reft_ollama.affine import AffineEdit
-from reft_ollama.architectures import Architecture
-from reft_ollama.reference import Reference
-from reft_ollama.texts import Text
-from reft_ollama.updates import LowRank
+from reft_plugins.fidelity.reference import Reference
+from reft_plugins.fidelity.texts import Text
+from reft_plugins.fitting.affine import AffineEdit
+from reft_plugins.fitting.updates import LowRank
 
 RIDGES = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 """Candidates, relative to the mean variance of an input."""
@@ -105,12 +104,15 @@ def _fit(moments: Moments, rank: int, ridge: float) -> Fit:
 
 def fit_edits(
     reference: Reference,
-    architecture: Architecture,
     edits: Mapping[int, AffineEdit],
+    modules: Mapping[int, tuple[str, str]],
     texts: Sequence[Text],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[dict[str, LowRank], dict[int, float]]:
     """Fit all edited layers in order; the model of `reference` is changed on the way and holds the result afterwards.
+
+    Args:
+        modules: per layer the names of the layer and of its `down_proj`.
 
     Returns:
         the update of each `down_proj` by module name, and the relative error per layer.
@@ -119,11 +121,11 @@ def fit_edits(
     errors: dict[int, float] = {}
     for done, layer in enumerate(sorted(edits)):
         progress(done, len(edits))
-        name = architecture.module(layer, "mlp_output")
+        block, name = modules[layer]
         edit = edits[layer].to(reference.device)
         train, validation = Moments(), Moments()
         for moments, part in ((validation, texts[::VALIDATION_SHARE]), (train, _without(texts, VALIDATION_SHARE))):
-            for x, hidden in _activations(reference, architecture.layer.format(layer), name, part):
+            for x, hidden in _activations(reference, block, name, part):
                 moments.add(x, edit.change(hidden))
         fit = reduced_rank_regression(train, validation, edit.rank)
         updates[name], errors[layer] = LowRank(fit.left, fit.right, fit.constant), fit.error

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reft_ollama.fidelity import Accumulator, Fidelity
-from reft_ollama.texts import Text
+from reft_plugins.fidelity.comparison import Accumulator, Fidelity
+from reft_plugins.fidelity.texts import Text
 from reft_plugins.program import Program
 
 MAX_LOGITS = 32_000_000

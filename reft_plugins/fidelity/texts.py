@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from reft_ollama.general_text import PASSAGES
 from reft_plugins.errors import DataError
+from reft_plugins.fidelity.general_text import PASSAGES
 
 if TYPE_CHECKING:
     from reft_plugins.adapter import Adapter
@@ -59,9 +59,9 @@ def gather(
     """Collect texts.
 
     Four sources, about equal in tokens, because a fit on the task alone goes wrong elsewhere: the user's file (of which
-    every tenth record is held out if there is no file of held-out text), the passages of `reft_ollama.general_text`,
-    texts the base model samples from random first tokens, which are general text for any tokenizer and language, and
-    texts sampled with the adapter, which are what the export will read while it generates.
+    every tenth record is held out if there is no file of held-out text), built-in passages of general text, texts the
+    base model samples from random first tokens, which are general text for any tokenizer and language, and texts
+    sampled with the adapter, which are what the export will read while it generates.
 
     Args:
         runtime: the transformers runtime on the base model.

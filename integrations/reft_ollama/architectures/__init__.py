@@ -1,0 +1,1 @@
+"""How each transformers architecture is written as GGUF."""

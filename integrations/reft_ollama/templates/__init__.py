@@ -1,0 +1,1 @@
+"""Chat templates for Ollama, and the Modelfile they go into."""

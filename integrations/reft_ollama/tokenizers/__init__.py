@@ -1,0 +1,1 @@
+"""Tokenizers in the form llama.cpp reads them."""
