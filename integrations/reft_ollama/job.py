@@ -21,6 +21,7 @@ from reft_ollama.weights.installation import install
 from reft_ollama.weights.stack import Weights
 from reft_ollama.weights.widening import Widening
 from reft_plugins.base_model import locate
+from reft_plugins.errors import UnsupportedProgramError
 from reft_plugins.fidelity.comparison import EXACT_DIFFERENCE, Fidelity
 from reft_plugins.fidelity.reference import Measurement, Reference
 from reft_plugins.fidelity.texts import Texts, gather
@@ -175,6 +176,8 @@ class Job:
         self, reference: Reference, texts: Texts, strategy: str
     ) -> Sequence[tuple[str, Callable[[], Weights]]]:
         """Ways to write the program, the smaller model first."""
+        if self.plan.remainder and not self.plan.residual:
+            raise UnsupportedProgramError(f"{self.plan.remainder[0]}: weights cannot hold it. Use reft serve")
         if not self.plan.residual:
             return [("merged", lambda: self._export({}))]
         found: list[tuple[str, Callable[[], Weights]]] = []

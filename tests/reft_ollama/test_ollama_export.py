@@ -21,7 +21,7 @@ from reft_plugins.errors import BaseMismatchError, ExportError, UnsupportedProgr
 from reft_plugins.fidelity.comparison import TARGET_KL, TARGET_REMOVED, TARGET_TOP1
 from reft_plugins.fidelity.general_text import PASSAGES
 from reft_plugins.positions import Positions
-from reft_plugins.program import Edit, Site, VirtualTokens, WeightDelta
+from reft_plugins.program import Edit, Site, WeightDelta
 
 ALL = Positions.parse("all")
 TOKENS = 6000
@@ -189,20 +189,6 @@ def test_approximate_widens_positions_and_measures_what_that_costs(tiny_llama: P
     assert some.kind == "approximated"
     assert any("f2+l2" in warning and "widened to all positions" in warning for warning in some.warnings)
     assert some.fidelity.mean_kl > 100 * everywhere.fidelity.mean_kl, "measured against the adapter at its positions"
-
-
-def test_nodes_that_no_weights_can_hold_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
-    low = {"down": torch.ones(1, 128), "up": torch.ones(1, 128)}
-    refused = {
-        "VirtualTokens(4).*transformers runtime": VirtualTokens(torch.zeros(4, 128)),
-        "activation 'relu' is not linear.*vLLM": Edit(Site(1), ALL, **low, activation="relu"),
-        "layer 2 attention_residual.*no place": Edit(Site(2, "attention_residual"), ALL, **low),
-        "layer 0 block_input": Edit(Site(0, "block_input"), ALL, **low),
-        "reads block_input": Edit(Site(2), ALL, **low, reads="block_input"),
-    }
-    for message, node in refused.items():
-        with pytest.raises(UnsupportedProgramError, match=message.replace("(", r"\(").replace(")", r"\)")):
-            export_ollama(as_adapter(tiny_llama, node), tiny_llama, tmp_path / "out", approximate=True)
 
 
 def test_an_adapter_of_another_base_is_refused(tiny_llama: Path, trained_loreft: Adapter, tmp_path: Path) -> None:

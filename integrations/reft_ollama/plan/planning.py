@@ -1,24 +1,23 @@
-"""From a program to what weights can hold: exact updates, affine edits of the residual stream, or a refusal."""
+"""From a program to what weights can hold: exact changes, and a remainder that can only be fitted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from reft_ollama.architectures.base import Architecture
-from reft_plugins.errors import AdapterError, UnsupportedProgramError
-from reft_plugins.fitting.affine import AffineEdit, compose, is_affine
-from reft_plugins.fitting.updates import AffineOutput, MergedDelta, Update
-from reft_plugins.program import ALL, Edit, Node, Program, WeightDelta
+from reft_ollama.plan.deltas import plan_delta
+from reft_ollama.plan.edits import sort_edits
+from reft_ollama.plan.widened import everywhere
+from reft_plugins.fitting.affine import AffineEdit
+from reft_plugins.fitting.updates import Update
+from reft_plugins.program import Edit, KeyValuePrefix, Node, Program, VirtualTokens, WeightDelta
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-LINEAR_OUTPUTS = ("attention_output", "mlp_output")
-"""Components that are the output of a linear module, so that an affine edit of them merges exactly."""
-
-_ORDER = (*LINEAR_OUTPUTS, "block_output")
 
 
 @dataclass(slots=True)
@@ -27,18 +26,26 @@ class Plan:
 
     Attributes:
         updates: exact changes per linear module (transformers naming), in order.
-        residual: affine edits of a layer's output that are no constant, by layer; they can only be approximated.
+        constants: per layer a vector `[hidden]` added to its output, where its `down_proj` can have no bias.
+        virtual_tokens: learned embeddings `[n, hidden]` in front of every prompt.
+        on_prefix: nodes that only touch the constant beginning of every prompt.
+        remainder: nodes that can only be fitted, at all positions, in program order.
+        residual: the remainder as one affine edit per layer's output, empty where it has nodes of other kinds.
         widened: nodes that applied to some positions and were widened to all of them.
     """
 
     updates: dict[str, list[Update]] = field(default_factory=dict)
+    constants: dict[int, Tensor] = field(default_factory=dict)
+    virtual_tokens: Tensor | None = None
+    on_prefix: list[Node] = field(default_factory=list)
+    remainder: list[Node] = field(default_factory=list)
     residual: dict[int, AffineEdit] = field(default_factory=dict)
     widened: list[Node] = field(default_factory=list)
 
     @property
     def exact(self) -> bool:
-        """Whether the weights can hold precisely what the program does."""
-        return not self.residual and not self.widened
+        """Whether the exported model can do precisely what the program does."""
+        return not self.remainder and not self.widened
 
     def add(self, module: str, update: Update) -> None:
         """Append an update of a module."""
@@ -59,91 +66,25 @@ def make_plan(
     """
     plan = Plan()
     linear = architecture.linear_modules(config)
-    sites: dict[tuple[int, str], list[Edit]] = {}
-    for original in program:
-        node = _everywhere(original, plan, approximate)
+    nodes = [_widened(node, plan, approximate) for node in program]
+    for node in nodes:
         if isinstance(node, WeightDelta):
-            _merge_delta(node, plan, linear)
-        else:
-            layer, component = _site(node)
-            sites.setdefault((layer, component), []).append(node)
-    for (layer, component), edits in sorted(sites.items(), key=lambda site: _ORDER.index(site[0][1])):
-        _plan_site(layer, component, _in_order(edits), plan, architecture)
+            plan_delta(node, plan.updates, linear)
+    learned = [node.embeddings for node in nodes if isinstance(node, VirtualTokens)]
+    plan.virtual_tokens = torch.cat(learned) if learned else None
+    sorted_edits = sort_edits([node for node in nodes if isinstance(node, Edit)], architecture)
+    for module, update in sorted_edits.updates:
+        plan.add(module, update)
+    plan.constants = sorted_edits.constants
+    fitted = {id(node) for node in sorted_edits.fitted} | {id(n) for n in nodes if isinstance(n, KeyValuePrefix)}
+    plan.remainder = [node for node in nodes if id(node) in fitted]
+    if len(fitted) == sorted_edits.residual_nodes:
+        plan.residual = sorted_edits.residual
     return plan
 
 
-def _everywhere(node: Node, plan: Plan, approximate: bool) -> Edit | WeightDelta:
-    if not isinstance(node, Edit | WeightDelta):
-        raise UnsupportedProgramError(
-            f"{node}: weights cannot hold it, and the Ollama export does not write it in another way. "
-            "Use the transformers runtime"
-        )
-    if node.positions.everywhere:
+def _widened(node: Node, plan: Plan, approximate: bool) -> Node:
+    if not isinstance(node, Edit | WeightDelta) or node.positions.everywhere:
         return node
-    if not approximate:
-        raise UnsupportedProgramError(
-            f"{node}: at positions {node.positions} only, but a GGUF model treats every token alike. "
-            "Pass --approximate to apply it at all positions and have the loss of fidelity measured, "
-            "or serve the adapter with vLLM (reft serve), which keeps its positions"
-        )
     plan.widened.append(node)
-    return replace(node, positions=ALL)
-
-
-def _merge_delta(delta: WeightDelta, plan: Plan, linear: set[str]) -> None:
-    if delta.module not in linear:
-        raise AdapterError(
-            f"{delta}: the base model has no linear module {delta.module!r} that a GGUF file stores; there are, for "
-            f"example, {', '.join(sorted(linear)[:3])}"
-        )
-    if delta.module.endswith("lm_head") and (delta.bias is not None or delta.new_bias is not None):
-        raise UnsupportedProgramError(
-            f"{delta}: llama.cpp has no bias at the output layer. Use the transformers runtime"
-        )
-    earlier = plan.updates.get(delta.module, [])
-    if earlier and not (delta.plain and all(isinstance(u, MergedDelta) and u.delta.plain for u in earlier)):
-        raise UnsupportedProgramError(
-            f"{delta}: several changes of one module merge only where all are plain low-rank deltas. "
-            "Export the adapters one by one, or use the transformers runtime"
-        )
-    plan.add(delta.module, MergedDelta(delta))
-
-
-def _site(edit: Edit) -> tuple[int, str]:
-    """Layer and component of an edit; the input of a layer is the output of the one before it."""
-    layer, component = edit.site.layer, edit.site.component
-    if component == "block_input" and layer > 0:
-        layer, component = layer - 1, "block_output"
-    if component not in ("block_output", *LINEAR_OUTPUTS):
-        raise UnsupportedProgramError(
-            f"{edit}: an edit of {edit.site} has no place in a GGUF file; block_output and {', '.join(LINEAR_OUTPUTS)} "
-            "have one. Use the transformers runtime"
-        )
-    if edit.reads not in (None, edit.site.component):
-        raise UnsupportedProgramError(
-            f"{edit}: reads {edit.reads} and writes {edit.site.component}, which merges into no weights. "
-            "Use the transformers runtime"
-        )
-    if not is_affine(edit):
-        raise UnsupportedProgramError(
-            f"{edit}: its activation {edit.activation!r} is not linear, so that no change of weights does the same. "
-            "Serve the adapter with vLLM (reft serve)"
-        )
-    return layer, component
-
-
-def _in_order(edits: Sequence[Edit]) -> list[Edit]:
-    """Edits of a layer's output, then those of the next one's input, the first of which reads what the others left."""
-    outputs = [edit for edit in edits if edit.site.component != "block_input"]
-    inputs = [edit for edit in edits if edit.site.component == "block_input"]
-    return [*outputs, *(replace(edit, simultaneous=edit.simultaneous and n > 0) for n, edit in enumerate(inputs))]
-
-
-def _plan_site(layer: int, component: str, edits: Sequence[Edit], plan: Plan, architecture: Architecture) -> None:
-    edit = compose(edits)
-    if component in LINEAR_OUTPUTS:
-        plan.add(architecture.module(layer, component), AffineOutput(edit))
-    elif edit.constant:
-        plan.add(architecture.module(layer, "mlp_output"), AffineOutput(edit.constant_part()))
-    else:
-        plan.residual[layer] = edit
+    return everywhere(node, approximate)

@@ -10,6 +10,7 @@ from reft_ollama.plan.planning import Plan
 from reft_ollama.weights.checkpoint import Checkpoint
 from reft_ollama.weights.stack import BaseWeights, Untied, Updated, Weights
 from reft_ollama.weights.widening import Widened, Widening
+from reft_plugins.errors import UnsupportedProgramError
 from reft_plugins.fitting.updates import Update
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def assemble(
         fitted: updates per module that stand in for what the plan cannot hold exactly, applied after its own.
         widening: extra neurons that do so instead.
     """
+    if plan.constants or plan.virtual_tokens is not None:
+        raise UnsupportedProgramError("the export does not write virtual tokens or constants of this base model")
     fitted = fitted or {}
     updates = {name: [*plan.updates.get(name, []), *fitted.get(name, [])] for name in {*plan.updates, *fitted}}
     weights: Weights = BaseWeights(checkpoint, architecture, config)

@@ -1,0 +1,23 @@
+"""Nodes that work at some positions, in a model that treats every token alike."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from reft_plugins.errors import UnsupportedProgramError
+from reft_plugins.program import ALL, Edit, WeightDelta
+
+
+def everywhere(node: Edit | WeightDelta, approximate: bool) -> Edit | WeightDelta:
+    """The node at all positions.
+
+    Raises:
+        UnsupportedProgramError: unless `approximate`, with the reason and the ways out.
+    """
+    if not approximate:
+        raise UnsupportedProgramError(
+            f"{node}: at positions {node.positions} only, but a GGUF model treats every token alike. "
+            "Pass --approximate to apply it at all positions and have the loss of fidelity measured, "
+            "or serve the adapter with vLLM (reft serve), which keeps its positions"
+        )
+    return replace(node, positions=ALL)
