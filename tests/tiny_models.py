@@ -81,7 +81,7 @@ def make_tiny_llama(
         `directory`.
     """
     text = sentences(12_000, seed)
-    tokenizer = _make_tokenizer(text, vocab_size)
+    tokenizer = make_tokenizer(text, vocab_size)
     if chat_template is not None:
         tokenizer.chat_template = chat_template
     with torch.random.fork_rng(devices=[]):
@@ -112,7 +112,8 @@ def make_tiny_llama(
     return directory
 
 
-def _make_tokenizer(text: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def make_tokenizer(text: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train the tokenizer that `make_tiny_llama` describes."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
