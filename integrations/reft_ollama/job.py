@@ -207,7 +207,7 @@ class Job:
     def _neurons(self, norms: dict[int, tuple[float, float]]) -> Weights:
         module = self.architecture.module
         gains = {layer: self.checkpoint.load(f"{module(layer, 'mlp_norm')}.weight") for layer in norms}
-        widening = Widening(self.architecture, self.config, self.plan.residual, norms, gains)
+        widening = Widening(self.config, self.plan.residual, norms, gains)
         updates: dict[str, list[Update]] = {
             module(layer, "mlp_output"): [AffineOutput(edit)] for layer, edit in self.plan.residual.items()
         }

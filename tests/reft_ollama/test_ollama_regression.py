@@ -179,8 +179,8 @@ def test_widening_with_an_edit_of_nothing_changes_no_logit(fresh_runtime: Any, t
     nothing = compose(edits({"down": random(1, 2, 128).float(), "up": torch.zeros(2, 128)}))
     tokens = list(range(3, 90))
     before = fresh_runtime.logits(tokens)
-    widening = Widening(architecture, config, {1: nothing}, {1: (0.1, 3.0)}, {1: gain})
-    weights = Widened(BaseWeights(checkpoint, architecture, config), widening)
+    widening = Widening(config, {1: nothing}, {1: (0.1, 3.0)}, {1: gain})
+    weights = Widened(BaseWeights(checkpoint, architecture, config), architecture, widening)
     assert weights.config.hidden_size == 160 and weights.config.intermediate_size % 32 == 0
     assert weights.shapes == {name: tuple(tensor.shape) for name, tensor in parameters(weights)}
     install(weights, architecture, fresh_runtime.model, torch.float32)

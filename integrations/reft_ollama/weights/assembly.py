@@ -39,4 +39,4 @@ def assemble(
     if architecture.head in updates:
         weights = Untied(weights, architecture)
     weights = Updated(weights, updates)
-    return weights if widening is None else Widened(weights, widening)
+    return weights if widening is None else Widened(weights, architecture, widening)

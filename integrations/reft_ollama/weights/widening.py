@@ -11,8 +11,7 @@ to be recovered:
   weights `c` with `sum(c * silu(a / s + b)) = s`, so that they sum to `down · m`. Finding `c` is a least-squares
   problem in one variable: it depends on the range of `s` only, not on any text.
 
-A rank-4 edit costs about 130 neurons in its layer. Widths grow to a multiple of 32, or, where they were a multiple of
-256 and at most a sixteenth is added, of 256: the block sizes of GGUF's quantisations.
+A rank-4 edit costs about 130 neurons in its layer.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from reft_ollama.architectures.base import Architecture
+from reft_ollama.weights.growth import Grown, grown_config
 from reft_ollama.weights.stack import Shapes, Weights
 from reft_plugins.fitting.affine import AffineEdit
 
@@ -89,7 +89,7 @@ class NormFit:
 
 
 class Widening:
-    """A base model with one more residual channel (padded) and extra neurons in every MLP.
+    """The neurons that stand in for affine edits.
 
     Args:
         edits: per layer; norms: the range of `s` at each of these layers' MLPs; gains: the weight of that layer's MLP
@@ -98,100 +98,77 @@ class Widening:
 
     def __init__(
         self,
-        architecture: Architecture,
         config: PretrainedConfig,
         edits: Mapping[int, AffineEdit],
         norms: Mapping[int, tuple[float, float]],
         gains: Mapping[int, Tensor],
     ) -> None:
-        self._architecture = architecture
-        self._hidden, self._epsilon = config.hidden_size, config.rms_norm_eps
-        self._kappa = math.sqrt(self._epsilon * self._hidden / 2)
-        self._new_hidden = _grown(self._hidden, 1)
+        self.kappa = math.sqrt(config.rms_norm_eps * config.hidden_size / 2)
         fits = {layer: NormFit.over(low, high) for layer, (low, high) in norms.items()}
-        self._neurons = {layer: self._make(edit, fits[layer], gains[layer]) for layer, edit in edits.items()}
-        self._old_width = config.intermediate_size
-        extra = max(len(neurons.gate_bias) for neurons in self._neurons.values())
-        self._new_width = _grown(config.intermediate_size, extra)
+        self.neurons = {layer: _make(edit, fits[layer], gains[layer]) for layer, edit in edits.items()}
         self.error = max(fit.error for fit in fits.values())
-        module = architecture.module
-        self._by_module = {
-            module(layer, part): (layer, part) for layer in range(config.num_hidden_layers) for part in _PARTS
-        }
+        self._config = config
+
+    @property
+    def width(self) -> int:
+        """The most neurons that any layer needs."""
+        return max(len(neurons.gate_bias) for neurons in self.neurons.values())
 
     @property
     def added(self) -> tuple[int, int]:
         """Added residual channels and added neurons per layer."""
-        return self._new_hidden - self._hidden, self._new_width - self._old_width
+        grown = grown_config(self._config, 1, self.width)
+        return grown.hidden_size - self._config.hidden_size, grown.intermediate_size - self._config.intermediate_size
 
-    def config(self, config: PretrainedConfig) -> PretrainedConfig:
-        """The widened model's settings."""
-        wide = copy.deepcopy(config)
-        wide.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        wide.hidden_size, wide.intermediate_size = self._new_hidden, self._new_width
-        wide.rms_norm_eps = (self._epsilon - self._kappa**2 / self._hidden) * self._hidden / self._new_hidden
-        return wide
 
-    def adds_bias(self, module: str) -> bool:
-        """Gates have a bias in the widened model."""
-        return self._by_module.get(module, (0, ""))[1] == "gate"
+class Widened:
+    """The parameters of a model after widening; see `reft_ollama.weights.stack.Weights`."""
 
-    def shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of a parameter after widening."""
-        module, _, kind = name.rpartition(".")
-        rows, columns = self._growth(module)
-        return (shape[0] + rows, shape[1] + columns) if len(shape) > 1 and kind == "weight" else (shape[0] + rows,)
+    def __init__(self, weights: Weights, architecture: Architecture, widening: Widening) -> None:
+        self._grown = Grown(weights, architecture, 1, widening.width)
+        self._architecture, self._widening = architecture, widening
+        self.config = copy.copy(self._grown.config)
+        self.config.rms_norm_eps = self._grown.config.rms_norm_eps / 2
+        self.shapes: Shapes = {}
+        for name, shape in self._grown.shapes.items():
+            self.shapes[name] = shape
+            if name.endswith(f"{architecture.gate}.weight"):
+                self.shapes[name.replace(".weight", ".bias")] = shape[:1]
 
-    def widen(self, module: str, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """A module's float32 parameters after widening."""
-        rows, columns = self._growth(module)
-        layer, part = self._by_module.get(module, (0, ""))
-        architecture, hidden = self._architecture, self._hidden
-        if weight.ndim == 1:
-            weight = functional.pad(weight * math.sqrt(hidden / self._new_hidden), (0, rows))
-            if part == "mlp_norm" and layer in self._neurons:
-                weight[hidden] = math.sqrt(hidden / self._new_hidden) / self._kappa
-            return weight, bias
-        weight = functional.pad(weight, (0, columns, 0, rows))
-        if part == "gate":
-            bias = weight.new_zeros(self._old_width) if bias is None else bias
-        bias = None if bias is None else functional.pad(bias, (0, rows))
-        if module == architecture.embedding:
-            weight[:, hidden] = self._kappa
-        neurons = self._neurons.get(layer)
-        if neurons is not None and part in ("gate", "up", "mlp_output"):
-            own = slice(self._old_width, self._old_width + len(neurons.gate_bias))
-            if part == "gate" and bias is not None:
-                weight[own, hidden] = neurons.gate.to(weight)
-                bias[own] = neurons.gate_bias.to(bias)
+    def module(self, name: str) -> dict[str, Tensor]:
+        """The widened parameters of one module."""
+        own = self._grown.module(name)
+        layer, part = self._grown.places.get(name, (0, ""))
+        constant, neurons = self._grown.hidden, self._widening.neurons.get(layer)
+        weight = own["weight"]
+        if part == "gate" and "bias" not in own:
+            own["bias"] = weight.new_zeros(len(weight))
+        if name == self._architecture.embedding:
+            weight[:, constant] = self._widening.kappa
+        elif part == "mlp_norm" and neurons is not None:
+            weight[constant] = math.sqrt(constant / self.config.hidden_size) / self._widening.kappa
+        elif neurons is not None and part in ("gate", "up", "mlp_output"):
+            new = slice(self._grown.width, self._grown.width + len(neurons.gate_bias))
+            if part == "gate":
+                weight[new, constant] = neurons.gate.to(weight)
+                own["bias"][new] = neurons.gate_bias.to(weight)
             elif part == "up":
-                weight[own, :hidden] = neurons.up.to(weight)
-            elif part == "mlp_output":
-                weight[:hidden, own] = neurons.down.to(weight)
-        return weight, bias
+                weight[new, :constant] = neurons.up.to(weight)
+            else:
+                weight[:constant, new] = neurons.down.to(weight)
+        return own
 
-    def _growth(self, module: str) -> tuple[int, int]:
-        """Rows and columns a module's weight gains."""
-        channels, neurons = self.added
-        part = self._by_module.get(module, (0, ""))[1]
-        if part == "mlp_output":
-            return channels, neurons
-        if part in ("gate", "up"):
-            return neurons, channels
-        if part in ("query", "key", "value") or module in (self._architecture.embedding, self._architecture.head):
-            return 0, channels
-        return channels, 0
 
-    def _make(self, edit: AffineEdit, fit: NormFit, gain: Tensor) -> _Neurons:
-        gain = gain.double()
-        usable = gain.abs() > 1e-6 * gain.abs().max()
-        rows = torch.where(usable, edit.down / torch.where(usable, gain, 1.0), 0.0)
-        return _Neurons(
-            gate=fit.a.repeat(edit.rank),
-            gate_bias=fit.b.repeat(edit.rank),
-            up=(rows[:, None, :] * fit.c.abs()[:, None]).flatten(0, 1),
-            down=(edit.up[:, None, :] * fit.c.sign()[:, None]).flatten(0, 1).T,
-        )
+def _make(edit: AffineEdit, fit: NormFit, gain: Tensor) -> _Neurons:
+    gain = gain.double()
+    usable = gain.abs() > 1e-6 * gain.abs().max()
+    rows = torch.where(usable, edit.down / torch.where(usable, gain, 1.0), 0.0)
+    return _Neurons(
+        gate=fit.a.repeat(edit.rank),
+        gate_bias=fit.b.repeat(edit.rank),
+        up=(rows[:, None, :] * fit.c.abs()[:, None]).flatten(0, 1),
+        down=(edit.up[:, None, :] * fit.c.sign()[:, None]).flatten(0, 1).T,
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -208,35 +185,7 @@ class _Neurons:
     down: Tensor
 
 
-class Widened:
-    """The parameters of a model after widening; see `reft_ollama.weights.stack.Weights`."""
-
-    def __init__(self, weights: Weights, widening: Widening) -> None:
-        self.config = widening.config(weights.config)
-        self._weights, self._widening = weights, widening
-        self.shapes: Shapes = {}
-        for name, shape in weights.shapes.items():
-            module, _, kind = name.rpartition(".")
-            self.shapes[name] = widening.shape(name, shape)
-            if kind == "weight" and widening.adds_bias(module):
-                self.shapes[f"{module}.bias"] = self.shapes[name][:1]
-
-    def module(self, name: str) -> dict[str, Tensor]:
-        """The widened parameters of one module."""
-        own = self._weights.module(name)
-        weight, bias = self._widening.widen(name, own["weight"], own.get("bias"))
-        return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-
-
-_PARTS = ("attention_norm", "mlp_norm", "query", "key", "value", "attention_output", "gate", "up", "mlp_output")
-
-
 def _rounded(values: Tensor) -> Tensor:
     """Float64 values with 16 significant bits."""
     mantissa, exponent = torch.frexp(values)
     return torch.ldexp(torch.round(mantissa * 2**16) / 2**16, exponent)
-
-
-def _grown(width: int, extra: int) -> int:
-    fine, coarse = (math.ceil((width + extra) / step) * step for step in (32, 256))
-    return coarse if width % 256 == 0 and coarse - width <= width / 16 else fine

@@ -1,0 +1,102 @@
+"""A model with more residual channels and more MLP neurons that computes what it did: room for other changes.
+
+New channels are zero in every token until something writes to them. RMSNorm takes the mean over more channels then,
+which a factor on its weight and a smaller epsilon undo: with `H` channels grown to `H'`,
+`x / sqrt(sum(x²) / H + epsilon) = sqrt(H / H') * x / sqrt(sum(x²) / H' + epsilon * H / H')`.
+
+Widths grow to a multiple of 32, or, where they were a multiple of 256 and at most a sixteenth is added, of 256: the
+block sizes of GGUF's quantisations.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from torch.nn import functional
+
+from reft_ollama.architectures.base import Architecture, head_size
+from reft_ollama.weights.stack import Shapes, Weights
+from reft_plugins.errors import UnsupportedProgramError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_READS = ("query", "key", "value")
+_NORMS = ("attention_norm", "mlp_norm")
+PARTS = (*_NORMS, *_READS, "attention_output", "gate", "up", "mlp_output")
+
+
+class Grown:
+    """A model with at least `channels` more residual channels and `neurons` more MLP neurons, all of them zero.
+
+    Attributes:
+        hidden, width: hidden size and MLP width before, where the new channels and neurons begin.
+        places: layer and part of each module of a decoder layer that reads or writes either.
+
+    Raises:
+        UnsupportedProgramError: the architecture normalises what it adds to the residual stream, or fuses projections.
+    """
+
+    def __init__(self, weights: Weights, architecture: Architecture, channels: int, neurons: int) -> None:
+        old = weights.config
+        self.hidden, self.width = int(old.hidden_size), int(old.intermediate_size)
+        self.places = {
+            architecture.module(layer, part): (layer, part) for layer in range(old.num_hidden_layers) for part in PARTS
+        }
+        missing = next((name for name in self.places if f"{name}.weight" not in weights.shapes), None)
+        if architecture.post_norm or missing is not None:
+            raise UnsupportedProgramError(
+                f"base model: {old.model_type!r} cannot be given more residual channels, which this export needs "
+                f"({'it normalises what it adds to them' if architecture.post_norm else f'it has no {missing}'}). "
+                "Serve the adapter with vLLM instead (reft serve)"
+            )
+        self._weights, self._architecture = weights, architecture
+        self.config = grown_config(old, channels, neurons)
+        self.shapes: Shapes = {}
+        for name, shape in weights.shapes.items():
+            rows, columns = self._added(name.rpartition(".")[0])
+            more = (rows,) if len(shape) == 1 else (rows, columns)
+            self.shapes[name] = tuple(size + extra for size, extra in zip(shape, more, strict=True))
+
+    def module(self, name: str) -> dict[str, Tensor]:
+        """See `reft_ollama.weights.stack.Weights`."""
+        rows, columns = self._added(name)
+        grown = {}
+        for kind, tensor in self._weights.module(name).items():
+            factor = math.sqrt(self.hidden / self.config.hidden_size) if kind == "weight" and self._is_norm(name) else 1
+            grown[kind] = functional.pad(factor * tensor, (0, rows) if tensor.ndim == 1 else (0, columns, 0, rows))
+        return grown
+
+    def _added(self, module: str) -> tuple[int, int]:
+        """Rows and columns a module's weight gains."""
+        channels = self.config.hidden_size - self.hidden
+        neurons = self.config.intermediate_size - self.width
+        part = self.places.get(module, (0, ""))[1]
+        if part == "mlp_output":
+            return channels, neurons
+        if part in ("gate", "up"):
+            return neurons, channels
+        if part in _READS or module in (self._architecture.embedding, self._architecture.head):
+            return 0, channels
+        return (channels, 0) if part == "attention_output" or self._is_norm(module) else (0, 0)
+
+    def _is_norm(self, module: str) -> bool:
+        return self.places.get(module, (0, ""))[1] in _NORMS or module == self._architecture.final_norm
+
+
+def grown_config(old: PretrainedConfig, channels: int, neurons: int) -> PretrainedConfig:
+    """The settings of the grown model; see this module's description."""
+    config = copy.deepcopy(old)
+    config.head_dim = head_size(old)
+    config.hidden_size = _grown(old.hidden_size, channels) if channels else old.hidden_size
+    config.intermediate_size = _grown(old.intermediate_size, neurons) if neurons else old.intermediate_size
+    config.rms_norm_eps = old.rms_norm_eps * old.hidden_size / config.hidden_size
+    return config
+
+
+def _grown(width: int, extra: int) -> int:
+    fine, coarse = (math.ceil((width + extra) / step) * step for step in (32, 256))
+    return coarse if width % 256 == 0 and coarse - width <= width / 16 else fine
