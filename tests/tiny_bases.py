@@ -64,7 +64,7 @@ def make_base(model_type: str, directory: Path, vocab_size: int = 384, **config:
 def _tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     tokenizer = make_tokenizer(sentences(1500), vocab_size)
     tokenizer.unk_token = (
-        PAD  # transformers gives Qwen2's tokenizer a further token, and the model no row for it, if unset
+        PAD  # if unset, transformers gives Qwen2's tokenizer one more token, for which there is no row
     )
     return tokenizer
 
