@@ -19,13 +19,23 @@ ROPE_TYPES = ("default", "linear", "llama3")
 """Rotary scalings that a table of frequency factors expresses; the others change with the length of the text."""
 
 
+def unchanged(tensor: Tensor) -> Tensor:
+    """The parameter itself."""
+    return tensor
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A tensor of the file: its name and shape, and how it is made of a parameter."""
+    """A tensor of the file: its name and shape, and how it is made of a parameter.
+
+    `make` gets a vector in float32, and a matrix in any float type, often the one it is stored in: whoever calculates
+    with matrices instead of moving their rows converts first. A parameter with only one part, `unchanged`, is never in
+    memory as a whole.
+    """
 
     name: str
     shape: tuple[int, ...]
-    make: Callable[[Tensor], Tensor]
+    make: Callable[[Tensor], Tensor] = unchanged
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +127,10 @@ class Architecture:
         if target is None:
             raise ExportError(f"base model: GGUF has no place for its tensor {name!r}")
         module = name.rpartition(".")[0]
-        heads = None
         if self.permute_rotary and module.endswith((self.query, self.key)):
             heads = config.num_attention_heads if module.endswith(self.query) else config.num_key_value_heads
-        return [Part(target, shape, (lambda t: t) if heads is None else (lambda t: interleave_rotary(t, heads)))]
+            return [Part(target, shape, lambda t: interleave_rotary(t, heads))]
+        return [Part(target, shape)]
 
 
 ARCHITECTURES = {
