@@ -109,11 +109,11 @@ def export_ollama(
         BaseMismatchError, AdapterError, UnknownReferenceError, DataError: see `reft_plugins.load`.
     """
     from reft_ollama.job import Job
-    from reft_ollama.weights.gguf_file import DTYPES
+    from reft_ollama.weights.formats import FORMATS
     from reft_plugins.api import load
 
-    if strategy not in STRATEGIES or dtype not in DTYPES:
-        raise ExportError(f"strategy is one of {', '.join(STRATEGIES)}, dtype one of {', '.join(DTYPES)}")
+    if strategy not in STRATEGIES or dtype not in FORMATS:
+        raise ExportError(f"strategy is one of {', '.join(STRATEGIES)}, dtype one of {', '.join(FORMATS)}")
     job = Job.prepare(load(adapter, base=base), base, approximate, progress)
     runtime = plugins.runtimes.get("transformers")(base, dtype="float32")
     try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from reft_ollama.architectures.base import Architecture, architecture_of
@@ -16,8 +17,8 @@ from reft_ollama.templates.modelfile import Modelfile, find_license, make_parame
 from reft_ollama.tokenizers.conversion import GgufTokenizer, convert_tokenizer
 from reft_ollama.weights.assembly import assemble
 from reft_ollama.weights.checkpoint import Checkpoint
-from reft_ollama.weights.gguf_file import DTYPES
 from reft_ollama.weights.installation import install
+from reft_ollama.weights.rounding import Rounded
 from reft_ollama.weights.stack import Weights
 from reft_ollama.weights.widening import Widening
 from reft_plugins.base_model import locate
@@ -139,7 +140,7 @@ class Job:
             for index, (name, make) in enumerate(candidates):
                 self.strategy, self._weights = name, make()
                 self.progress("Measuring the exported weights on held-out text", 0, 0)
-                install(self._weights, self.architecture, reference.model, DTYPES[dtype][0])
+                install(Rounded(self._weights, dtype), self.architecture, reference.model, torch.float32)
                 self.sources = measurement.compare()
                 self._fidelity = self.sources.pop("overall")
                 if index + 1 < len(candidates) and all(f.on_target for f in self._all_measured()):
@@ -191,8 +192,6 @@ class Job:
         return found
 
     def _low_rank(self, reference: Reference, texts: Texts) -> Weights:
-        import torch
-
         module = self.architecture.module
         install(self._export({}), self.architecture, reference.model, torch.float32)
         updates, self.details["layer_errors"] = fit_edits(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
@@ -24,6 +24,14 @@ class Update(Protocol):
             weight: float32 `[out, in]`, bias: `[out]` or None, with every earlier update applied.
             base: the base model's weight, `[out, in]`.
         """
+
+
+@runtime_checkable
+class RowWise(Protocol):
+    """An update whose change of a row needs no other row, so that a large matrix can be updated in blocks of them."""
+
+    def rows(self, start: int, stop: int) -> Update:
+        """The update of these rows alone."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +63,13 @@ class MergedDelta:
             weight = weight * delta.output_scale.to(weight)[:, None]
             bias = None if bias is None else bias * delta.output_scale.to(bias)
         return weight, _sum(bias, delta.bias)
+
+    def rows(self, start: int, stop: int) -> Self:
+        """See `RowWise`."""
+        by_row = ("b", "bias", "magnitude", "output_scale", "new_weight", "new_bias")
+        own = {name: getattr(self.delta, name) for name in by_row}
+        cut = {name: None if tensor is None else tensor[start:stop] for name, tensor in own.items()}
+        return replace(self, delta=replace(self.delta, **cut))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,6 +107,10 @@ class LowRank:
     def __call__(self, weight: Tensor, bias: Tensor | None, base: Tensor) -> tuple[Tensor, Tensor | None]:
         """Add both."""
         return weight + (self.left @ self.right).to(weight), _sum(bias, self.constant.to(weight))
+
+    def rows(self, start: int, stop: int) -> Self:
+        """See `RowWise`."""
+        return replace(self, left=self.left[start:stop], constant=self.constant[start:stop])
 
 
 def _sum(bias: Tensor | None, more: Tensor | None) -> Tensor | None:

@@ -1,27 +1,115 @@
-"""Writing the exported model as one GGUF file, a tensor at a time."""
+"""Writing the exported model as one GGUF file, a block of rows at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import gguf
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from reft_ollama.architectures.base import Architecture, rope_factors
+from reft_ollama.architectures.base import Architecture, Part, rope_factors, unchanged
 from reft_ollama.tokenizers.conversion import GgufTokenizer
+from reft_ollama.weights.checkpoint import BLOCK_BYTES
+from reft_ollama.weights.formats import FORMATS, encode, size_of
 from reft_ollama.weights.stack import Weights, parameters
-from reft_plugins.errors import ExportError
 
-DTYPES: dict[str, tuple[torch.dtype, gguf.GGMLQuantizationType, gguf.LlamaFileType]] = {
-    "f32": (torch.float32, gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
-    "f16": (torch.float16, gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
-    "bf16": (torch.bfloat16, gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
-}
-"""Number formats of the matrices by the names of `--dtype`; vectors are always float32, as llama.cpp wants them."""
+ROPE_FACTORS = "rope_freqs.weight"
+
+
+class GgufFile:
+    """A file to be written: its tensors are known, so that its size can be asked for, but not yet read.
+
+    Args:
+        dtype: a directly written format of `FORMATS`.
+        name: `general.name`; notes: further text keys.
+
+    Raises:
+        ExportError: a tensor the architecture has no name for.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        architecture: Architecture,
+        tokenizer: GgufTokenizer,
+        *,
+        dtype: str = "f16",
+        name: str = "model",
+        notes: Mapping[str, str] | None = None,
+    ) -> None:
+        self._weights, self._architecture, self._tokenizer = weights, architecture, tokenizer
+        self._format = FORMATS[dtype]
+        self._name, self._notes = name, dict(notes or {})
+        self._factors = rope_factors(weights.config)
+        self._parts = {name: architecture.parts(name, shape, weights.config) for name, shape in weights.shapes.items()}
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Size of all tensors; what stands before them takes a few megabytes, most of it the vocabulary."""
+        return sum(size_of(part.shape, self._format.tensor_type(part.shape)) for part in self._tensors())
+
+    def write(self, path: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Write it; equal input gives equal bytes.
+
+        Args:
+            progress: called with written and total bytes.
+
+        Raises:
+            ExportError: a value that does not fit the number format.
+            OSError: the disk does not take it.
+        """
+        self._write_header(path)
+        total, done = self.tensor_bytes, 0
+        with path.open("ab") as file:
+            _align(file)
+            for name, part, blocks in self._contents():
+                for written in _write_tensor(file, name, blocks, self._format.tensor_type(part.shape)):
+                    done += written
+                    progress(done, total)
+
+    def _tensors(self) -> Iterator[Part]:
+        """Every tensor of the file, in its order."""
+        if self._factors is not None:
+            yield Part(ROPE_FACTORS, tuple(self._factors.shape))
+        for parts in self._parts.values():
+            yield from parts
+
+    def _contents(self) -> Iterator[tuple[str, Part, Iterable[Tensor]]]:
+        """The same with the parameter it comes from, and its blocks of rows."""
+        if self._factors is not None:
+            yield ROPE_FACTORS, Part(ROPE_FACTORS, tuple(self._factors.shape)), [self._factors]
+        for name, blocks in parameters(self._weights):
+            parts = self._parts[name]
+            if [part.make for part in parts] == [unchanged]:
+                yield name, parts[0], blocks
+            else:
+                whole = torch.cat(list(blocks))
+                for part in parts:
+                    yield name, part, [part.make(whole)]
+
+    def _write_header(self, path: Path) -> None:
+        writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[self._architecture.target])
+        try:
+            writer.add_type(gguf.GGUFType.MODEL)
+            writer.add_name(self._name)
+            for key, text in self._notes.items():
+                writer.add_string(key, text)
+            writer.add_file_type(self._format.file_type)
+            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+            self._architecture.write_hyper_parameters(writer, self._weights.config)
+            self._tokenizer.write(writer)
+            for part in self._tensors():
+                kind = self._format.tensor_type(part.shape)
+                writer.add_tensor_info(part.name, part.shape, np.dtype(np.float32), size_of(part.shape, kind), kind)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+        finally:
+            writer.close()
 
 
 def write_gguf(
@@ -35,72 +123,22 @@ def write_gguf(
     notes: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Write a file; equal input gives equal bytes.
-
-    Args:
-        name: `general.name`; notes: further text keys of the file.
-        progress: called with written and total bytes.
-
-    Raises:
-        ExportError: a tensor the architecture has no name for, or a value that does not fit `dtype`.
-    """
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture.target])
-    try:
-        writer.add_type(gguf.GGUFType.MODEL)
-        writer.add_name(name)
-        for key, text in (notes or {}).items():
-            writer.add_string(key, text)
-        writer.add_file_type(DTYPES[dtype][2])
-        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        architecture.write_hyper_parameters(writer, weights.config)
-        tokenizer.write(writer)
-        _write_tensors(writer, weights, architecture, dtype, progress)
-    finally:
-        writer.close()
+    """Write a file in one step; see `GgufFile` and `GgufFile.write`."""
+    GgufFile(weights, architecture, tokenizer, dtype=dtype, name=name, notes=notes).write(path, progress)
 
 
-def _write_tensors(
-    writer: gguf.GGUFWriter,
-    weights: Weights,
-    architecture: Architecture,
-    dtype: str,
-    progress: Callable[[int, int], None],
-) -> None:
-    factors = rope_factors(weights.config)
-    total = 0
-    if factors is not None:
-        total += _declare(writer, "rope_freqs.weight", tuple(factors.shape), dtype)
-    parts = {name: architecture.parts(name, shape, weights.config) for name, shape in weights.shapes.items()}
-    for part in (part for several in parts.values() for part in several):
-        total += _declare(writer, part.name, part.shape, dtype)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    done = 0
-    if factors is not None:
-        writer.write_tensor_data(factors.numpy())
-    for name, tensor in parameters(weights):
-        for part in parts[name]:
-            array = _encode(name, part.make(tensor), dtype)
-            writer.write_tensor_data(array)
-            done += array.nbytes
-        progress(done, total)
+def _write_tensor(
+    file: BinaryIO, name: str, blocks: Iterable[Tensor], kind: gguf.GGMLQuantizationType
+) -> Iterator[int]:
+    """Write a tensor; yields bytes as they are written."""
+    for block in blocks:
+        rows = max(1, BLOCK_BYTES // max(1, block[:1].nbytes))
+        for piece in block.split(rows):
+            array = encode(name, piece, kind)
+            file.write(array.data)
+            yield array.nbytes
+    _align(file)
 
 
-def _declare(writer: gguf.GGUFWriter, name: str, shape: tuple[int, ...], dtype: str) -> int:
-    kind = DTYPES[dtype if len(shape) > 1 else "f32"][1]
-    size = 4 if kind == gguf.GGMLQuantizationType.F32 else 2
-    elements = int(np.prod(shape))
-    writer.add_tensor_info(name, shape, np.dtype(np.float32), size * elements, raw_dtype=kind)
-    return size * elements
-
-
-def _encode(name: str, tensor: Tensor, dtype: str) -> npt.NDArray[np.generic]:
-    """The bytes of a tensor: float32, float16, or bfloat16 as 16-bit integers (NumPy has no bfloat16)."""
-    rounded = tensor.contiguous().to(DTYPES[dtype if tensor.ndim > 1 else "f32"][0])
-    if not bool(torch.isfinite(rounded).all()):
-        where = "has values that are not finite" if not torch.isfinite(tensor).all() else f"does not fit {dtype}"
-        raise ExportError(f"tensor {name!r} {where}. Use --dtype bf16 or f32 if the base model itself is sound")
-    if rounded.dtype == torch.bfloat16:
-        return rounded.view(torch.int16).numpy()
-    return rounded.numpy()
+def _align(file: BinaryIO) -> None:
+    file.write(bytes(-file.tell() % gguf.GGUF_DEFAULT_ALIGNMENT))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from reft_ollama.weights.checkpoint import Checkpoint
-from reft_plugins.fitting.updates import Update
+from reft_plugins.fitting.updates import RowWise, Update
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from reft_ollama.architectures.base import Architecture
 
 Shapes = dict[str, tuple[int, ...]]
+
+Blocks = dict[str, Iterable[Tensor]]
+"""A module's parameters by kind, each as consecutive blocks of rows, to be read once and in order."""
 
 
 class Weights(Protocol):
@@ -39,11 +42,31 @@ def module_names(weights: Weights) -> list[str]:
     return list(dict.fromkeys(name.rpartition(".")[0] for name in weights.shapes))
 
 
-def parameters(weights: Weights) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter in float32, in the order of `shapes`, with one module in memory at a time."""
+@runtime_checkable
+class Streamed(Protocol):
+    """What `Weights` may have besides, so that a matrix that nothing changes is never in memory as a whole.
+
+    Blocks are in any float type, the one they are stored in where nothing changes them; vectors are float32. A change
+    of the model that leaves a module alone passes on `blocks(inner, name)`; one that appends rows passes on the inner
+    blocks and then its own rows. Without this method the writer takes `module(name)`.
+    """
+
+    def blocks(self, name: str) -> Blocks:
+        """A module's parameters, as `Weights.module` gives them but for their type."""
+
+
+def blocks(weights: Weights, name: str) -> Blocks:
+    """A module's parameters as blocks of rows, in one block each where the weights cannot be streamed."""
+    if isinstance(weights, Streamed):
+        return weights.blocks(name)
+    return {kind: (tensor,) for kind, tensor in weights.module(name).items()}
+
+
+def parameters(weights: Weights) -> Iterator[tuple[str, Iterable[Tensor]]]:
+    """Every parameter in the order of `shapes`, as blocks of rows; each is read before the next is asked for."""
     for module in module_names(weights):
-        for kind, tensor in weights.module(module).items():
-            yield f"{module}.{kind}", tensor
+        for kind, several in blocks(weights, module).items():
+            yield f"{module}.{kind}", several
 
 
 class BaseWeights:
@@ -72,6 +95,11 @@ class BaseWeights:
             if f"{name}.{kind}" in self.shapes
         }
 
+    def blocks(self, name: str) -> Blocks:
+        """See `Streamed`."""
+        kinds = [kind for kind in ("weight", "bias") if f"{name}.{kind}" in self.shapes]
+        return {kind: self._checkpoint.blocks(f"{name}.{kind}") for kind in kinds}
+
 
 class Untied:
     """An output layer of its own for a model that uses its embeddings for it; any other model as it is."""
@@ -88,6 +116,10 @@ class Untied:
     def module(self, name: str) -> dict[str, Tensor]:
         """See `Weights`."""
         return self._weights.module(self._embedding if name == self._head else name)
+
+    def blocks(self, name: str) -> Blocks:
+        """See `Streamed`."""
+        return blocks(self._weights, self._embedding if name == self._head else name)
 
 
 class Updated:
@@ -109,3 +141,22 @@ class Updated:
         for update in self._updates.get(name, ()):
             weight, bias = update(weight, bias, own["weight"])
         return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+
+    def blocks(self, name: str) -> Blocks:
+        """See `Streamed`: also of a changed module, where every update changes rows of its own."""
+        updates = self._updates.get(name, ())
+        if not updates:
+            return blocks(self._weights, name)
+        if f"{name}.bias" not in self.shapes and all(isinstance(update, RowWise) for update in updates):
+            return {"weight": self._changed_rows(name)}
+        return {kind: (tensor,) for kind, tensor in self.module(name).items()}
+
+    def _changed_rows(self, name: str) -> Iterator[Tensor]:
+        start = 0
+        for block in blocks(self._weights, name)["weight"]:
+            weight = base = block.float()
+            for update in self._updates[name]:
+                assert isinstance(update, RowWise)
+                weight, _ = update.rows(start, start + len(base))(weight, None, base)
+            yield weight
+            start += len(base)
