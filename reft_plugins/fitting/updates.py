@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
@@ -68,7 +68,7 @@ class MergedDelta:
         """See `RowWise`."""
         by_row = ("b", "bias", "magnitude", "output_scale", "new_weight", "new_bias")
         own = {name: getattr(self.delta, name) for name in by_row}
-        cut = {name: None if tensor is None else tensor[start:stop] for name, tensor in own.items()}
+        cut: dict[str, Any] = {name: None if tensor is None else tensor[start:stop] for name, tensor in own.items()}
         return replace(self, delta=replace(self.delta, **cut))
 
 
