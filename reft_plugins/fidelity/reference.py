@@ -13,9 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reft_plugins.fidelity.comparison import Accumulator, Fidelity
+from reft_plugins.fidelity.comparison import Accumulator, Fidelity, Logits
 from reft_plugins.fidelity.texts import Text
-from reft_plugins.program import Program
+from reft_plugins.program import Program, VirtualTokens
+
+Student = Callable[[list[int]], Logits]
+"""Logits `[len(token_ids), vocabulary]` of a text under some other model, for example a file in llama.cpp."""
 
 MAX_LOGITS = 32_000_000
 """Logits computed in one forward pass; 128 MB in float32."""
@@ -39,6 +42,9 @@ class Reference:
     Args:
         runtime: the transformers runtime in float32.
         program: what the adapter does, at the positions it was trained for.
+
+    Attributes:
+        vocabulary: size of the base model's.
     """
 
     def __init__(self, runtime: Any, program: Program) -> None:
@@ -46,33 +52,70 @@ class Reference:
         self.device = torch.device(runtime.device)
         self.program = move(program, self.device)
         self._make_executor: Callable[[nn.Module], Any] = runtime.executor
-        self._row_logits = int(self.model.config.vocab_size)
+        self.vocabulary = len(self.model.get_input_embeddings().weight)
+        self._virtual = [node for node in self.program if isinstance(node, VirtualTokens)]
+        self._room = 0
+
+    @property
+    def in_front(self) -> tuple[int, ...]:
+        """Token ids that stand in front of every text now: those the model's vocabulary was extended by.
+
+        An exported model knows the program's virtual tokens as tokens of its own, appended to the vocabulary.
+        """
+        return tuple(range(self.vocabulary, len(self.model.get_input_embeddings().weight))) if self._virtual else ()
 
     def batches(self, texts: Sequence[Text], logits: bool = True) -> Iterator[tuple[list[Text], Batch]]:
         """Texts of similar length together, at most `MAX_LOGITS` logits or `MAX_TOKENS` tokens in one batch."""
         rows: list[Text] = []
-        room = min(MAX_TOKENS, MAX_LOGITS // self._row_logits) if logits else MAX_TOKENS
+        room = min(MAX_TOKENS, MAX_LOGITS // self.vocabulary) if logits else MAX_TOKENS
         for text in sorted(texts, key=lambda text: len(text.tokens)):
-            if rows and (len(rows) + 1) * len(text.tokens) > room:
+            if rows and (len(rows) + 1) * (len(text.tokens) + self.program.virtual_tokens) > room:
                 yield rows, self._batch(rows)
                 rows = []
             rows.append(text)
         if rows:
             yield rows, self._batch(rows)
 
+    @property
+    def executor(self) -> Any:
+        """The runtime's executor on the model as it is now."""
+        return self._make_executor(self.model)
+
     @contextmanager
     def running(self, batch: Batch, program: Program) -> Iterator[None]:
-        """Inside, the model executes `program` on every row of `batch`."""
+        """Inside, the model executes `program` on every row of `batch`.
+
+        Where virtual tokens stand in front of every text anyway, they do so here too, and edits leave them alone.
+        """
         executor = self._make_executor(self.model)
-        with torch.inference_mode(), executor.run([program] * len(batch.tokens), batch.prompt_lengths):
-            yield
+        if self.in_front and not program.virtual_tokens:
+            program = Program((*self._virtual, *program))
+        self._room = program.virtual_tokens
+        try:
+            with torch.inference_mode(), executor.run([program] * len(batch.tokens), batch.prompt_lengths):
+                yield
+        finally:
+            self._room = 0
 
     def forward(self, batch: Batch, logits: bool = True) -> Tensor:
-        """Logits float32 `[rows, tokens, vocabulary]`; without `logits` only those of the last token."""
+        """Logits float32 `[rows, tokens, vocabulary]`; without `logits` only those of the last token.
+
+        Tokens and vocabulary are those of the base model. What the model sees has any virtual tokens in front: hooks
+        find the texts' own tokens in the last columns.
+        """
+        return self.extended(batch, logits)[..., : self.vocabulary]
+
+    def extended(self, batch: Batch, logits: bool = True) -> Tensor:
+        """The same over the vocabulary that the model has now."""
+        front = (0,) * self._room or self.in_front
+        column = torch.tensor(front, dtype=torch.int64, device=self.device).expand(len(batch.tokens), -1)
         output: Tensor = self.model(
-            input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False, logits_to_keep=0 if logits else 1
+            input_ids=torch.cat([column, batch.tokens], dim=1),
+            attention_mask=torch.cat([torch.ones_like(column), batch.mask], dim=1),
+            use_cache=False,
+            logits_to_keep=0 if logits else 1,
         ).logits
-        return output.float()
+        return output[:, len(front) :].float() if logits else output.float()
 
     def norms(self, texts: Sequence[Text], modules: Mapping[int, str]) -> dict[int, tuple[float, float]]:
         """Smallest and largest root mean square of the input of RMSNorm modules while the adapter runs, by layer."""
@@ -80,7 +123,8 @@ class Reference:
 
         def watch(layer: int, epsilon: float, batch: Batch) -> Callable[..., None]:
             def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-                rms = (args[0].double().pow(2).mean(-1) + epsilon).sqrt()[batch.mask.bool()]
+                hidden = args[0][:, -batch.mask.shape[1] :]
+                rms = (hidden.double().pow(2).mean(-1) + epsilon).sqrt()[batch.mask.bool()]
                 low, high = found.get(layer, (float("inf"), 0.0))
                 found[layer] = min(low, float(rms.min())), max(high, float(rms.max()))
 
@@ -111,12 +155,16 @@ class Measurement:
     """The reference's predictions on held-out text, kept on disk, so that the model can then be changed in place.
 
     Where a program works at some positions only, the predictions after the prompt are compared: those it is for.
+
+    Attributes:
+        virtual_probability: the largest of any token outside the base's vocabulary, in the models measured so far.
     """
 
     def __init__(self, reference: Reference, texts: Sequence[Text]) -> None:
         self._reference = reference
+        self.virtual_probability = 0.0
         self._batches = list(reference.batches(texts))
-        self._answers_only = any(not node.positions.everywhere for node in _positioned(reference.program))
+        self._answers_only = answers_only(reference.program)
         self._base: dict[str, Accumulator] = {}
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
         self._places: list[tuple[int, tuple[int, ...]]] = []
@@ -128,18 +176,25 @@ class Measurement:
             self._keep(wanted)
             for row, text in enumerate(rows):
                 accumulator = self._base.setdefault(text.source, Accumulator())
-                accumulator.add(self._measured(text, row, wanted), None, self._measured(text, row, plain))
+                accumulator.add(
+                    self._measured(text, row, wanted), None, self._measured(text, row, plain), self._first(text)
+                )
 
-    def compare(self) -> dict[str, Fidelity]:
-        """Fidelity of the model as it is now, by source of text, and of all under `overall`."""
+    def compare(self, student: Student | None = None) -> dict[str, Fidelity]:
+        """Fidelity of the model as it is now, by source of text, and of all under `overall`.
+
+        Args:
+            student: another model to measure instead, as its logits `[len(token_ids), vocabulary]` of a text.
+        """
         by_source = copy.deepcopy(self._base)
         for index, (rows, batch) in enumerate(self._batches):
-            with torch.inference_mode():
-                got = self._reference.forward(batch)
             wanted = self._load(index)
+            got = (
+                self._logits(batch) if student is None else _pad([student(list(text.tokens)) for text in rows], wanted)
+            )
             for row, text in enumerate(rows):
-                accumulator = by_source[text.source]
-                accumulator.add(self._measured(text, row, wanted), self._measured(text, row, got).cpu())
+                exported = self._measured(text, row, got)
+                by_source[text.source].add(self._measured(text, row, wanted), exported, first=self._first(text))
         overall = Accumulator()
         for accumulator in by_source.values():
             overall.merge(accumulator)
@@ -149,9 +204,21 @@ class Measurement:
         """Free the disk space."""
         self._file.close()
 
+    def _logits(self, batch: Batch) -> Tensor:
+        vocabulary = self._reference.vocabulary
+        with torch.inference_mode():
+            logits = self._reference.extended(batch)
+            if logits.shape[-1] > vocabulary:
+                inside, total = (part.double().logsumexp(-1) for part in (logits[..., vocabulary:], logits))
+                share = (inside - total).exp()[batch.mask.bool()]
+                self.virtual_probability = max(self.virtual_probability, float(share.max()))
+            return logits[..., :vocabulary].cpu()
+
     def _measured(self, text: Text, row: int, logits: Tensor) -> Tensor:
-        first = text.prompt_length - 1 if self._answers_only else 0
-        return logits[row, first : len(text.tokens)]
+        return logits[row, self._first(text) : len(text.tokens)]
+
+    def _first(self, text: Text) -> int:
+        return text.prompt_length - 1 if self._answers_only else 0
 
     def _keep(self, logits: Tensor) -> None:
         self._places.append((self._file.tell(), tuple(logits.shape)))
@@ -174,5 +241,14 @@ def move(program: Program, device: torch.device) -> Program:
     return Program(tuple(moved(node) for node in program))
 
 
-def _positioned(program: Program) -> Iterator[Any]:
-    return (node for node in program if hasattr(node, "positions"))
+def _pad(rows: Sequence[Logits], like: Tensor) -> Tensor:
+    """Logits of texts as one tensor of this shape, without what a student has beyond the vocabulary."""
+    padded = torch.zeros_like(like)
+    for row, logits in zip(padded, rows, strict=True):
+        row[: len(logits)] = torch.as_tensor(logits)[:, : like.shape[-1]]
+    return padded
+
+
+def answers_only(program: Program) -> bool:
+    """Whether a program works at some positions only, so that the predictions after the prompt are those it is for."""
+    return any(not node.positions.everywhere for node in program if hasattr(node, "positions"))

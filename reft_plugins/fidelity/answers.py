@@ -1,0 +1,109 @@
+"""Whether an exported model gives the adapter's own answers when it generates greedily."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from reft_plugins.fidelity.texts import Text
+
+if TYPE_CHECKING:
+    from reft_plugins.adapter import Adapter
+
+PROMPTS, ANSWER_TOKENS = 32, 32
+"""Prompts answered, and tokens of an answer."""
+
+BATCH = 8
+"""Prompts answered at once."""
+
+Generate = Callable[[list[list[int]]], list[list[int]]]
+"""Greedy answers of at most `ANSWER_TOKENS` tokens to prompts of token ids, without what stands in front of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerAgreement:
+    """Greedy answers compared with those of the adapter.
+
+    Attributes:
+        prompts: answered by both; max_tokens: at which answers were cut.
+        identical: share of answers that are the same to the last token.
+        mean_agreement: tokens until the first different one, on average; `mean_length`: tokens of the adapter's answer.
+        base_identical, base_mean_agreement: the same for the base model without the adapter.
+    """
+
+    prompts: int
+    max_tokens: int
+    identical: float
+    mean_agreement: float
+    mean_length: float
+    base_identical: float
+    base_mean_agreement: float
+
+
+class Answers:
+    """The adapter's greedy answers to held-out prompts, and the bare base's.
+
+    Args:
+        runtime: the transformers runtime, its model still the base's.
+        texts: held-out; the prompts of at most `PROMPTS` of them are used, see `choose_prompts`.
+    """
+
+    def __init__(self, runtime: Any, adapter: Adapter, texts: Sequence[Text]) -> None:
+        self._runtime = runtime
+        self._prompts = choose_prompts(texts)
+        self._wanted = _greedy(runtime, self._prompts, adapter)
+        self._base = _agreement(self._wanted, _greedy(runtime, self._prompts, None))
+
+    def compare(self, generate: Generate | None = None) -> AnswerAgreement | None:
+        """Agreement of answers, by default of the runtime's model as it is now; None without prompts."""
+        if not self._prompts:
+            return None
+        found = generate([list(p) for p in self._prompts]) if generate else _greedy(self._runtime, self._prompts, None)
+        identical, agreement = _agreement(self._wanted, found)
+        return AnswerAgreement(
+            prompts=len(self._prompts),
+            max_tokens=ANSWER_TOKENS,
+            identical=identical,
+            mean_agreement=agreement,
+            mean_length=sum(map(len, self._wanted)) / len(self._wanted),
+            base_identical=self._base[0],
+            base_mean_agreement=self._base[1],
+        )
+
+
+def choose_prompts(texts: Sequence[Text]) -> list[tuple[int, ...]]:
+    """Different prompts of every source in turn, those of two tokens or fewer only where there are no others."""
+    by_source: dict[str, list[tuple[int, ...]]] = {}
+    for text in texts:
+        by_source.setdefault(text.source, []).append(text.tokens[: text.prompt_length])
+    turns = [
+        own[turn]
+        for turn in range(max(map(len, by_source.values()), default=0))
+        for own in by_source.values()
+        if turn < len(own)
+    ]
+    distinct = list(dict.fromkeys(turns))
+    return ([p for p in distinct if len(p) > 2] or distinct)[:PROMPTS]
+
+
+def common_prefix(wanted: Sequence[int], found: Sequence[int]) -> int:
+    """Tokens that two sequences begin with alike."""
+    shorter = min(len(wanted), len(found))
+    return next((index for index in range(shorter) if wanted[index] != found[index]), shorter)
+
+
+def _greedy(runtime: Any, prompts: Sequence[tuple[int, ...]], adapter: Adapter | None) -> list[list[int]]:
+    answers: list[list[int]] = []
+    for start in range(0, len(prompts), BATCH):
+        batch = [list(prompt) for prompt in prompts[start : start + BATCH]]
+        found = runtime.generate(batch, [adapter] * len(batch), max_new_tokens=ANSWER_TOKENS)
+        answers += [list(answer.token_ids) for answer in found]
+    return answers
+
+
+def _agreement(wanted: Sequence[Sequence[int]], found: Sequence[Sequence[int]]) -> tuple[float, float]:
+    """Share of identical answers, and mean length of agreement."""
+    count = max(len(wanted), 1)
+    identical = sum(list(a) == list(b) for a, b in zip(wanted, found, strict=True))
+    return identical / count, sum(common_prefix(a, b) for a, b in zip(wanted, found, strict=True)) / count

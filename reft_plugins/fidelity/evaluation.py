@@ -1,0 +1,97 @@
+"""Everything that is measured of an exported model, in one place: predictions, hidden states and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from reft_plugins.fidelity.answers import AnswerAgreement, Answers, Generate
+from reft_plugins.fidelity.comparison import Fidelity
+from reft_plugins.fidelity.layers import LayerError, LayerStates
+from reft_plugins.fidelity.reference import Measurement, Reference, Student
+from reft_plugins.fidelity.texts import Text
+
+if TYPE_CHECKING:
+    from reft_plugins.adapter import Adapter
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A model held against the adapter on held-out text.
+
+    Attributes:
+        fidelity: of predictions, over all text; sources: by source of text.
+        layers: error of the state behind every layer, empty where a student shows only its logits.
+        answers: agreement of greedy answers, None where a student does not generate.
+    """
+
+    fidelity: Fidelity
+    sources: Mapping[str, Fidelity] = field(default_factory=dict)
+    layers: tuple[LayerError, ...] = ()
+    answers: AnswerAgreement | None = None
+
+    @property
+    def on_target(self) -> bool:
+        """Whether an approximation is as good as it should be on every source of text."""
+        return all(fidelity.on_target for fidelity in (self.fidelity, *self.sources.values()))
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        return {
+            "fidelity": self.fidelity.to_json(),
+            "sources": {name: fidelity.to_json() for name, fidelity in self.sources.items()},
+            "layers": [asdict(layer) for layer in self.layers],
+            "answers": None if self.answers is None else asdict(self.answers),
+        }
+
+
+class Evaluator:
+    """Runs the adapter once, and then measures any number of models against it.
+
+    What the adapter computes is kept on disk, so that the model can be changed in place; memory does not grow with the
+    text.
+
+    Args:
+        reference: the base model with the adapter's program; runtime: the transformers runtime it was made of.
+        texts: held-out.
+    """
+
+    def __init__(self, reference: Reference, runtime: Any, adapter: Adapter, texts: Sequence[Text]) -> None:
+        self._answers = Answers(runtime, adapter, texts)
+        self._states = LayerStates(reference, texts)
+        self._predictions = Measurement(reference, texts)
+
+    def predictions(self) -> Evaluation:
+        """The model of `reference` as it is now, without what takes longer: enough to choose between candidates."""
+        return self._evaluation(self._predictions.compare())
+
+    def installed(self, layers: Sequence[int] | None = None) -> Evaluation:
+        """The model of `reference` as it is now.
+
+        Args:
+            layers: where each layer of the base model is among the model's layers, if it has more now.
+        """
+        return self._evaluation(self._predictions.compare(), self._states.compare(layers), self._answers.compare())
+
+    def student(self, logits: Student, generate: Generate | None = None) -> Evaluation:
+        """Any other model, for example a quantised file in llama.cpp.
+
+        Args:
+            logits: of a text, float32 `[len(token_ids), vocabulary or more]`.
+            generate: greedy answers to prompts; without it answers are not compared.
+        """
+        answers = None if generate is None else self._answers.compare(generate)
+        return self._evaluation(self._predictions.compare(logits), answers=answers)
+
+    def close(self) -> None:
+        """Free the disk space."""
+        self._predictions.close()
+        self._states.close()
+
+    @staticmethod
+    def _evaluation(
+        found: dict[str, Fidelity], layers: tuple[LayerError, ...] = (), answers: AnswerAgreement | None = None
+    ) -> Evaluation:
+        sources = {name: fidelity for name, fidelity in found.items() if name != "overall"}
+        return Evaluation(found["overall"], sources, layers, answers)
