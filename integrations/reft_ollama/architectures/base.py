@@ -50,6 +50,9 @@ class Architecture:
         activation: the MLP's activation that the loader assumes.
         output_bias: whether the loader takes a bias at the output of attention and of the MLP.
         post_norm: whether the output of attention and of the MLP is normalised before it is added (Gemma 2 and 3).
+        norm_offset: what is added to the weight of a norm before it multiplies (1 in Gemma).
+        scaled_embedding: whether token embeddings are multiplied by the root of the hidden size (Gemma).
+        own_head: whether the loader takes an output layer besides the embedding (not in Gemma 2).
     """
 
     model_type: str
@@ -58,6 +61,9 @@ class Architecture:
     activation: str = "silu"
     output_bias: bool = True
     post_norm: bool = False
+    norm_offset: float = 0.0
+    scaled_embedding: bool = False
+    own_head: bool = True
     embedding: str = "model.embed_tokens"
     head: str = "lm_head"
     final_norm: str = "model.norm"
