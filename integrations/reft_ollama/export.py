@@ -160,7 +160,7 @@ def _write(job: Job, out: Path, dtype: str) -> ExportResult:
         fidelity=job.fidelity,
         kind="exact" if job.plan.exact else "approximated",
         strategy=job.strategy,
-        sources=job.sources,
+        sources=dict(job.evaluation.sources),
         details=job.details,
         warnings=tuple(job.warnings),
     )

@@ -24,7 +24,8 @@ from reft_ollama.weights.widening import Widening
 from reft_plugins.base_model import locate
 from reft_plugins.errors import UnsupportedProgramError
 from reft_plugins.fidelity.comparison import EXACT_DIFFERENCE, Fidelity
-from reft_plugins.fidelity.reference import Measurement, Reference
+from reft_plugins.fidelity.evaluation import Evaluation, Evaluator
+from reft_plugins.fidelity.reference import Reference
 from reft_plugins.fidelity.texts import Texts, gather
 from reft_plugins.fitting.regression import fit_edits
 from reft_plugins.fitting.updates import AffineOutput, Update
@@ -41,7 +42,7 @@ MIN_CALIBRATION_TOKENS = 20_000
 
 @dataclass(slots=True)
 class Job:
-    """An export in progress; `weights`, `strategy`, `fidelity` and `sources` are known after `choose_weights`."""
+    """An export in progress; `weights`, `strategy` and `evaluation` are known after `choose_weights`."""
 
     adapter: Adapter
     base_name: str
@@ -57,10 +58,9 @@ class Job:
     progress: Callable[[str, int, int], None]
     warnings: list[str] = field(default_factory=list)
     strategy: str = "merged"
-    sources: dict[str, Fidelity] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     _weights: Weights | None = None
-    _fidelity: Fidelity | None = None
+    _evaluation: Evaluation | None = None
 
     @classmethod
     def prepare(
@@ -106,10 +106,15 @@ class Job:
         return self._weights
 
     @property
+    def evaluation(self) -> Evaluation:
+        """Of these parameters on held-out text."""
+        assert self._evaluation is not None
+        return self._evaluation
+
+    @property
     def fidelity(self) -> Fidelity:
         """Of these parameters, over all held-out text."""
-        assert self._fidelity is not None
-        return self._fidelity
+        return self.evaluation.fidelity
 
     def choose_weights(
         self,
@@ -134,19 +139,18 @@ class Job:
             self.warnings.append(f"{wanted} calibration tokens are few for {self.config.intermediate_size} neurons")
         reference = Reference(runtime, self.program)
         self.progress("Running the adapter on held-out text", 0, 0)
-        measurement = Measurement(reference, texts.held_out)
+        evaluator = Evaluator(reference, runtime, self.adapter, texts.held_out)
         try:
             candidates = self._candidates(reference, texts, strategy)
             for index, (name, make) in enumerate(candidates):
                 self.strategy, self._weights = name, make()
                 self.progress("Measuring the exported weights on held-out text", 0, 0)
                 install(Rounded(self._weights, dtype), self.architecture, reference.model, torch.float32)
-                self.sources = measurement.compare()
-                self._fidelity = self.sources.pop("overall")
-                if index + 1 < len(candidates) and all(f.on_target for f in self._all_measured()):
+                if index + 1 == len(candidates) or evaluator.predictions().on_target:
                     break
+            self._evaluation = evaluator.installed()
         finally:
-            measurement.close()
+            evaluator.close()
         self._judge(dtype)
 
     def modelfile(self, source: str) -> Modelfile:
@@ -169,9 +173,6 @@ class Job:
                 *self.warnings,
             ],
         )
-
-    def _all_measured(self) -> list[Fidelity]:
-        return [self.fidelity, *self.sources.values()]
 
     def _candidates(
         self, reference: Reference, texts: Texts, strategy: str
@@ -219,7 +220,7 @@ class Job:
         return assemble(self.plan, self.checkpoint, self.architecture, self.config, fitted, widening)
 
     def _judge(self, dtype: str) -> None:
-        if not self.plan.exact and not all(f.on_target for f in self._all_measured()):
+        if not self.plan.exact and not self.evaluation.on_target:
             self.warnings.append("the approximation misses its targets on some held-out text; see the table")
         if self.plan.exact and dtype == "f32" and self.fidelity.max_logit_difference > EXACT_DIFFERENCE:
             self.warnings.append(f"an exact export should differ by at most {EXACT_DIFFERENCE} in its logits")

@@ -55,11 +55,18 @@ class Answers:
         self._wanted = _greedy(runtime, self._prompts, adapter)
         self._base = _agreement(self._wanted, _greedy(runtime, self._prompts, None))
 
-    def compare(self, generate: Generate | None = None) -> AnswerAgreement | None:
-        """Agreement of answers, by default of the runtime's model as it is now; None without prompts."""
+    def compare(self, generate: Generate | None = None, in_front: Sequence[int] = ()) -> AnswerAgreement | None:
+        """Agreement of answers, by default of the runtime's model as it is now; None without prompts.
+
+        Args:
+            in_front: token ids that model needs in front of every prompt.
+        """
         if not self._prompts:
             return None
-        found = generate([list(p) for p in self._prompts]) if generate else _greedy(self._runtime, self._prompts, None)
+        if generate is not None:
+            found = generate([list(prompt) for prompt in self._prompts])
+        else:
+            found = _greedy(self._runtime, [(*in_front, *prompt) for prompt in self._prompts], None)
         identical, agreement = _agreement(self._wanted, found)
         return AnswerAgreement(
             prompts=len(self._prompts),

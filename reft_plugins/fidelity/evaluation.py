@@ -58,6 +58,7 @@ class Evaluator:
     """
 
     def __init__(self, reference: Reference, runtime: Any, adapter: Adapter, texts: Sequence[Text]) -> None:
+        self._reference = reference
         self._answers = Answers(runtime, adapter, texts)
         self._states = LayerStates(reference, texts)
         self._predictions = Measurement(reference, texts)
@@ -72,7 +73,8 @@ class Evaluator:
         Args:
             layers: where each layer of the base model is among the model's layers, if it has more now.
         """
-        return self._evaluation(self._predictions.compare(), self._states.compare(layers), self._answers.compare())
+        answers = self._answers.compare(in_front=self._reference.in_front)
+        return self._evaluation(self._predictions.compare(), self._states.compare(layers), answers)
 
     def student(self, logits: Student, generate: Generate | None = None) -> Evaluation:
         """Any other model, for example a quantised file in llama.cpp.
