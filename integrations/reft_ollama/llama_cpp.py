@@ -19,14 +19,16 @@ class LlamaCppModel:
     """A GGUF file loaded by llama.cpp on the CPU.
 
     Args:
-        gguf: path of the file; context: tokens that fit.
+        gguf: path of the file; lora: path of a LoRA file to apply to it; context: tokens that fit.
         exact_cache: keep keys and values in float32, so that only rounding in the file remains; Ollama uses float16.
 
     Raises:
         ReftError: llama-cpp-python is missing, or llama.cpp refuses the file.
     """
 
-    def __init__(self, gguf: Path | str, context: int = 512, exact_cache: bool = True) -> None:
+    def __init__(
+        self, gguf: Path | str, context: int = 512, exact_cache: bool = True, lora: Path | str | None = None
+    ) -> None:
         try:
             from llama_cpp import Llama
         except ImportError:
@@ -34,10 +36,42 @@ class LlamaCppModel:
         cache: dict[str, Any] = {"type_k": 0, "type_v": 0} if exact_cache else {}
         try:
             self._model: Any = Llama(
-                str(gguf), n_ctx=context, n_batch=context, logits_all=True, flash_attn=False, verbose=False, **cache
+                str(gguf),
+                n_ctx=context,
+                n_batch=context,
+                logits_all=True,
+                flash_attn=False,
+                verbose=False,
+                lora_path=None if lora is None else str(lora),
+                **cache,
             )
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             raise ReftError(f"{gguf}: llama.cpp refuses the file: {error}") from None
+        # The Python package takes a LoRA file that could not be read for one that does nothing.
+        if lora is not None and not self._model._lora_adapter:
+            self._model.close()
+            raise ReftError(f"{lora}: llama.cpp refuses the LoRA file; it fits another base model than {gguf}")
+
+    def steer(self, control_vector: Path | str) -> None:
+        """Add the vectors of a control vector file to the outputs of its layers from now on, as `llama-cli` does.
+
+        Raises:
+            ReftError: llama.cpp refuses it.
+        """
+        import ctypes
+
+        from gguf import GGUFReader
+        from llama_cpp import llama_cpp
+
+        found = {int(t.name.removeprefix("direction.")): t.data for t in GGUFReader(control_vector).tensors}
+        size, last = self._model.n_embd(), max(found)
+        # The buffer begins with layer 1.
+        buffer = np.zeros((last, size), np.float32)
+        for layer, direction in found.items():
+            buffer[layer - 1] = direction
+        data = buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        if llama_cpp.llama_set_adapter_cvec(self._model.ctx, data, buffer.size, size, 1, last) != 0:
+            raise ReftError(f"{control_vector}: llama.cpp refuses the control vector")
 
     def logits(self, token_ids: Sequence[int]) -> Logits:
         """Next-token logits, float32 `[len(token_ids), vocabulary]`."""
