@@ -64,6 +64,8 @@ class Architecture:
         biases: the linear parts whose bias the loader takes; it refuses a file with any other.
         own_head: whether the loader takes an output layer that is not the embeddings.
         post_norm: whether the output of attention and of the MLP is normalised before it is added (Gemma 2 and 3).
+        norm_offset: what is added to the weight of a norm before it multiplies (1 in Gemma).
+        scaled_embedding: whether token embeddings are multiplied by the root of the hidden size (Gemma).
         runs_window: whether layers with a sliding window are run as such.
     """
 
@@ -76,6 +78,8 @@ class Architecture:
     biases: frozenset[str] = frozenset(LINEAR_PARTS)
     own_head: bool = True
     post_norm: bool = False
+    norm_offset: float = 0.0
+    scaled_embedding: bool = False
     runs_window: bool = False
     embedding: str = "model.embed_tokens"
     head: str = "lm_head"

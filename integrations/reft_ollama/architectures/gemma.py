@@ -82,7 +82,7 @@ class GemmaArchitecture(Architecture):
     def make(self, part: str, config: PretrainedConfig) -> Callable[[Tensor], Tensor]:
         """See `Architecture`."""
         scaled = super().make(part, config)
-        return (lambda tensor: scaled(tensor + 1)) if part in (*NORM_PARTS, "final_norm") else scaled
+        return (lambda tensor: scaled(tensor + self.norm_offset)) if part in (*NORM_PARTS, "final_norm") else scaled
 
     def _sliding(self, config: PretrainedConfig) -> list[bool]:
         return [kind == "sliding_attention" for kind in config.layer_types]
@@ -102,6 +102,8 @@ GEMMA2 = GemmaArchitecture(
     biases=frozenset({"query", "key", "value"}),
     own_head=False,
     post_norm=True,
+    norm_offset=1.0,
+    scaled_embedding=True,
     runs_window=True,
     mlp_norm="pre_feedforward_layernorm",
     attention_post_norm="post_attention_layernorm",
@@ -115,6 +117,8 @@ GEMMA3 = GemmaArchitecture(
     activation_setting=GEMMA2.activation_setting,
     biases=GEMMA2.biases,
     post_norm=True,
+    norm_offset=GEMMA2.norm_offset,
+    scaled_embedding=GEMMA2.scaled_embedding,
     runs_window=True,
     mlp_norm=GEMMA2.mlp_norm,
     attention_post_norm=GEMMA2.attention_post_norm,
