@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from reft_plugins.fidelity.records import Number, Record
 from reft_plugins.fidelity.texts import Text
 
 if TYPE_CHECKING:
@@ -21,8 +21,7 @@ Generate = Callable[[list[list[int]]], list[list[int]]]
 """Greedy answers of at most `ANSWER_TOKENS` tokens to prompts of token ids, without what stands in front of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerAgreement:
+class AnswerAgreement(Record):
     """Greedy answers compared with those of the adapter.
 
     Attributes:
@@ -34,11 +33,11 @@ class AnswerAgreement:
 
     prompts: int
     max_tokens: int
-    identical: float
-    mean_agreement: float
-    mean_length: float
-    base_identical: float
-    base_mean_agreement: float
+    identical: Number
+    mean_agreement: Number
+    mean_length: Number
+    base_identical: Number
+    base_mean_agreement: Number
 
 
 class Answers:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import ConfigDict, computed_field
 from torch import Tensor
 
 from reft_plugins.errors import ReftError
+from reft_plugins.fidelity.records import Number, Record
 
 Logits = npt.NDArray[np.float32] | Tensor
 
@@ -26,20 +27,18 @@ BLOCK = 8_000_000
 _BUCKETS = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Bucket:
+class Bucket(Record):
     """Predictions made at tokens `first` to `last` (from 0) of a text; numbers as in `Fidelity`."""
 
     first: int
     last: int
     tokens: int
-    mean_kl: float
-    top1_agreement: float
-    base_mean_kl: float | None = None
+    mean_kl: Number
+    top1_agreement: Number
+    base_mean_kl: Number | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Fidelity:
+class Fidelity(Record):
     """A model compared with the adapter itself, over all tokens measured.
 
     Attributes:
@@ -51,16 +50,19 @@ class Fidelity:
         positions: the same by where in the text, in buckets that double: 0, 1, 2-3, 4-7, …; empty ones are left out.
     """
 
+    model_config = ConfigDict(extra="ignore")
+
     tokens: int
-    max_logit_difference: float
-    mean_kl: float
-    top1_agreement: float
-    base_mean_kl: float | None = None
-    base_top1_agreement: float | None = None
+    max_logit_difference: Number
+    mean_kl: Number
+    top1_agreement: Number
+    base_mean_kl: Number | None = None
+    base_top1_agreement: Number | None = None
     positions: tuple[Bucket, ...] = ()
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
-    def kl_removed(self) -> float | None:
+    def kl_removed(self) -> Number | None:
         """Share of the divergence between base and adapter that the export removes; None where there was none."""
         if self.base_mean_kl is None or self.base_mean_kl < 1e-9:
             return None
@@ -77,9 +79,8 @@ class Fidelity:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """All numbers by name."""
-        numbers = asdict(self)
-        return {**numbers, "positions": list(numbers["positions"]), "kl_removed": self.kl_removed}
+        """All numbers by name, as they are written."""
+        return self.model_dump(mode="json")
 
 
 class Accumulator:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from reft_plugins.fidelity.answers import AnswerAgreement, Answers, Generate
 from reft_plugins.fidelity.comparison import Fidelity
 from reft_plugins.fidelity.layers import LayerError, LayerStates
+from reft_plugins.fidelity.records import Record
 from reft_plugins.fidelity.reference import Measurement, Reference, Student
 from reft_plugins.fidelity.texts import Text
 
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from reft_plugins.adapter import Adapter
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
+class Evaluation(Record):
     """A model held against the adapter on held-out text.
 
     Attributes:
@@ -27,7 +26,7 @@ class Evaluation:
     """
 
     fidelity: Fidelity
-    sources: Mapping[str, Fidelity] = field(default_factory=dict)
+    sources: dict[str, Fidelity] = {}
     layers: tuple[LayerError, ...] = ()
     answers: AnswerAgreement | None = None
 
@@ -37,13 +36,8 @@ class Evaluation:
         return all(fidelity.on_target for fidelity in (self.fidelity, *self.sources.values()))
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain values."""
-        return {
-            "fidelity": self.fidelity.to_json(),
-            "sources": {name: fidelity.to_json() for name, fidelity in self.sources.items()},
-            "layers": [asdict(layer) for layer in self.layers],
-            "answers": None if self.answers is None else asdict(self.answers),
-        }
+        """All of it as plain values, as they are written."""
+        return self.model_dump(mode="json")
 
 
 class Evaluator:
@@ -96,4 +90,4 @@ class Evaluator:
         found: dict[str, Fidelity], layers: tuple[LayerError, ...] = (), answers: AnswerAgreement | None = None
     ) -> Evaluation:
         sources = {name: fidelity for name, fidelity in found.items() if name != "overall"}
-        return Evaluation(found["overall"], sources, layers, answers)
+        return Evaluation(fidelity=found["overall"], sources=sources, layers=layers, answers=answers)

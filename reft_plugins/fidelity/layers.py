@@ -5,13 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from reft_plugins.fidelity.records import Number, Record
 from reft_plugins.fidelity.reference import Batch, Reference, answers_only
 from reft_plugins.fidelity.texts import Text
 from reft_plugins.layers import decoder_layers
@@ -23,8 +23,7 @@ Handle = Callable[[int, Tensor], None]
 """Called with a layer and its output at the tokens of a batch, `[tokens, hidden]`."""
 
 
-@dataclass(frozen=True, slots=True)
-class LayerError:
+class LayerError(Record):
     """Relative error of the hidden state behind a decoder layer.
 
     Attributes:
@@ -35,8 +34,8 @@ class LayerError:
     """
 
     layer: int
-    error: float
-    base_error: float
+    error: Number
+    base_error: Number
 
 
 class LayerStates:
@@ -69,7 +68,7 @@ class LayerStates:
             layers: where each layer of the base model is found among the model's layers, if it has more now.
         """
         return tuple(
-            LayerError(layer, error, base)
+            LayerError(layer=layer, error=error, base_error=base)
             for layer, (error, base) in enumerate(zip(self._errors(layers), self._base, strict=True))
         )
 
