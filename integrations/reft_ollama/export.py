@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +12,13 @@ from reft_plugins import plugins
 from reft_plugins.errors import ExportError
 
 if TYPE_CHECKING:
+    from reft_ollama.files import Staging
     from reft_ollama.job import Job
+    from reft_ollama.writing import ModelFiles
     from reft_plugins.adapter import Adapter
     from reft_plugins.fidelity.comparison import Fidelity
 
-GGUF_FILE, MODELFILE, FIDELITY_FILE = "model.gguf", "Modelfile", "fidelity.json"
+FIDELITY_FILE = "fidelity.json"
 
 STRATEGIES = ("auto", "low-rank", "neurons")
 """How affine edits of the residual stream are written; see `export_ollama`."""
@@ -33,7 +33,8 @@ class ExportResult:
 
     Attributes:
         directory: holds `gguf`, `modelfile` and `fidelity.json`.
-        fidelity: the exported weights, as rounded in the file, against the adapter in transformers on held-out text.
+        fidelity: the exported weights, as rounded in the file, against the adapter in transformers on held-out text;
+            None if it was not measured.
         kind: `exact` where weights can hold precisely what the adapter does, else `approximated`.
         strategy: `merged`, `low-rank` or `neurons`.
         sources: fidelity by source of the held-out text.
@@ -44,7 +45,7 @@ class ExportResult:
     directory: Path
     gguf: Path
     modelfile: Path
-    fidelity: Fidelity
+    fidelity: Fidelity | None
     kind: str
     strategy: str = "merged"
     sources: dict[str, Fidelity] = field(default_factory=dict)
@@ -59,7 +60,7 @@ class ExportResult:
             "modelfile": str(self.modelfile),
             "kind": self.kind,
             "strategy": self.strategy,
-            "fidelity": self.fidelity.to_json(),
+            "fidelity": None if self.fidelity is None else self.fidelity.to_json(),
             "sources": {name: fidelity.to_json() for name, fidelity in self.sources.items()},
             "details": self.details,
             "warnings": list(self.warnings),
@@ -73,13 +74,14 @@ def export_ollama(
     *,
     approximate: bool = False,
     strategy: str = "auto",
-    dtype: str = "f16",
+    dtype: str | Sequence[str] = "f16",
     calibration: str | Path | None = None,
     calibration_tokens: int | None = None,
     held_out: str | Path | None = None,
     create: str | None = None,
     host: str | None = None,
     min_top1: float = 0.9,
+    measure: bool = True,
     force: bool = False,
     seed: int = 0,
     progress: Progress = lambda step, done, total: None,
@@ -95,12 +97,14 @@ def export_ollama(
     Args:
         adapter: Adapter, directory or reference; base: folder or hub id; out: directory to write to.
         approximate: widen nodes that work at some positions to all of them, and measure what that costs.
-        dtype: `f16`, `bf16` or `f32` for the matrices in the file.
+        dtype: number format of the matrices, a name of `reft_ollama.weights.formats.FORMATS`; or several, of which the
+            first becomes `model.gguf` with `Modelfile`, each further one `model-<dtype>.gguf` with `Modelfile-<dtype>`.
         calibration, held_out: JSONL with prompt and completion, or plain text; the former is also measured on (a tenth
             of it, held out) if the latter is not given.
         calibration_tokens: how many to fit on; by default ten per neuron of an MLP, at least 20,000.
         create: name under which to create the model in a running Ollama at `host` (default: `OLLAMA_HOST`).
         min_top1: fail below this top-1 agreement, unless `force`.
+        measure: False writes an exact export without running the model, which then need not fit into memory.
         seed: of sampled text; equal arguments give equal files.
 
     Raises:
@@ -108,33 +112,43 @@ def export_ollama(
         ExportError: the export would not be faithful, or the base model cannot be written.
         BaseMismatchError, AdapterError, UnknownReferenceError, DataError: see `reft_plugins.load`.
     """
+    from reft_ollama.files import Staging
     from reft_ollama.job import Job
-    from reft_ollama.weights.formats import FORMATS
+    from reft_ollama.writing import all_names, model_files, write_ggufs
     from reft_plugins.api import load
 
-    if strategy not in STRATEGIES or dtype not in FORMATS:
-        raise ExportError(f"strategy is one of {', '.join(STRATEGIES)}, dtype one of {', '.join(FORMATS)}")
+    if strategy not in STRATEGIES:
+        raise ExportError(f"strategy is one of {', '.join(STRATEGIES)}")
+    files = model_files([dtype] if isinstance(dtype, str) else list(dtype))
     job = Job.prepare(load(adapter, base=base), base, approximate, progress)
-    runtime = plugins.runtimes.get("transformers")(base, dtype="float32")
-    try:
-        job.choose_weights(
-            runtime,
-            strategy=strategy,
-            dtype=dtype,
-            calibration=None if calibration is None else Path(calibration),
-            calibration_tokens=calibration_tokens,
-            held_out=None if held_out is None else Path(held_out),
-            seed=seed,
-        )
-    finally:
-        runtime.close()
-    _check(job.fidelity, min_top1, force)
-    result = _write(job, Path(out), dtype)
+    ggufs, modelfiles = all_names()
+    with Staging(
+        Path(out), replaces=[*ggufs, *modelfiles, FIDELITY_FILE], last=[FIDELITY_FILE, *modelfiles]
+    ) as staging:
+        if measure:
+            runtime = plugins.runtimes.get("transformers")(base, dtype="float32")
+            try:
+                job.choose_weights(
+                    runtime,
+                    strategy=strategy,
+                    dtype=files[0].dtype,
+                    calibration=None if calibration is None else Path(calibration),
+                    calibration_tokens=calibration_tokens,
+                    held_out=None if held_out is None else Path(held_out),
+                    seed=seed,
+                )
+            finally:
+                runtime.close()
+            _check(job.fidelity, min_top1, force)
+        else:
+            job.take_exact_weights()
+        write_ggufs(job, staging, files)
+        result = _write_texts(job, staging, files)
     if create is not None:
         from reft_ollama.server import create_model
 
         create_model(
-            create, result.gguf, job.modelfile(GGUF_FILE), host=host, progress=lambda text: progress(text, 0, 0)
+            create, result.gguf, job.modelfile(files[0].gguf), host=host, progress=lambda text: progress(text, 0, 0)
         )
     return result
 
@@ -150,53 +164,26 @@ def _check(fidelity: Fidelity, min_top1: float, force: bool) -> None:
         )
 
 
-def _write(job: Job, out: Path, dtype: str) -> ExportResult:
-    from reft_ollama.weights.gguf_file import write_gguf
-
+def _write_texts(job: Job, staging: Staging, files: Sequence[ModelFiles]) -> ExportResult:
+    """Write what goes with the GGUF files: the Modelfiles and the fidelity."""
+    out = staging.directory
+    measured = job.measured
     result = ExportResult(
         directory=out,
-        gguf=out / GGUF_FILE,
-        modelfile=out / MODELFILE,
-        fidelity=job.fidelity,
+        gguf=out / files[0].gguf,
+        modelfile=out / files[0].modelfile,
+        fidelity=job.fidelity if measured else None,
         kind="exact" if job.plan.exact else "approximated",
         strategy=job.strategy,
-        sources=dict(job.evaluation.sources),
+        sources=dict(job.evaluation.sources) if measured else {},
         details=job.details,
         warnings=tuple(job.warnings),
     )
     document = {name: value for name, value in result.to_json().items() if name in _FIDELITY_KEYS}
-    text = job.modelfile(GGUF_FILE).text()
-    out.mkdir(parents=True, exist_ok=True)
-    with _complete(result.gguf) as partial:
-        write_gguf(
-            partial,
-            job.weights,
-            job.architecture,
-            job.tokenizer,
-            dtype=dtype,
-            name=job.name,
-            notes={"reft.adapter": job.adapter.digest, "reft.base": job.base_name, "reft.strategy": job.strategy},
-            progress=lambda done, total: job.progress("Writing the GGUF file", done, total),
-        )
-        result.modelfile.unlink(missing_ok=True)
-    with _complete(out / FIDELITY_FILE) as partial:
-        partial.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
-    with _complete(result.modelfile) as partial:
-        partial.write_text(text, "utf-8")
+    staging.path(FIDELITY_FILE).write_text(json.dumps(document, indent=2) + "\n", "utf-8")
+    for each in files:
+        staging.path(each.modelfile).write_text(job.modelfile(each.gguf).text(), "utf-8")
     return result
 
 
 _FIDELITY_KEYS = ("kind", "strategy", "fidelity", "sources", "details", "warnings")
-
-
-@contextmanager
-def _complete(path: Path) -> Iterator[Path]:
-    """A temporary name whose file becomes `path`, safely on disk, when the block succeeds."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -17,12 +17,13 @@ from reft_ollama.templates.modelfile import Modelfile, find_license, make_parame
 from reft_ollama.tokenizers.conversion import GgufTokenizer, convert_tokenizer
 from reft_ollama.weights.assembly import assemble
 from reft_ollama.weights.checkpoint import Checkpoint
+from reft_ollama.weights.formats import FORMATS
 from reft_ollama.weights.installation import install
 from reft_ollama.weights.rounding import Rounded
 from reft_ollama.weights.stack import Weights
 from reft_ollama.weights.widening import Widening
 from reft_plugins.base_model import locate
-from reft_plugins.errors import UnsupportedProgramError
+from reft_plugins.errors import ExportError, UnsupportedProgramError
 from reft_plugins.fidelity.comparison import EXACT_DIFFERENCE, Fidelity
 from reft_plugins.fidelity.evaluation import Evaluation, Evaluator
 from reft_plugins.fidelity.reference import Reference
@@ -116,6 +117,22 @@ class Job:
         """Of these parameters, over all held-out text."""
         return self.evaluation.fidelity
 
+    @property
+    def measured(self) -> bool:
+        """Whether there is an evaluation."""
+        return self._evaluation is not None
+
+    def take_exact_weights(self) -> None:
+        """Take the weights of an exact plan without running the model.
+
+        Raises:
+            ExportError: the plan is not exact.
+        """
+        if not self.plan.exact:
+            node = [*self.plan.remainder, *self.plan.widened][0]
+            raise ExportError(f"{node}: weights only approximate it, which has to be measured. Leave out --no-measure")
+        self._weights = self._export({})
+
     def choose_weights(
         self,
         runtime: Any,
@@ -145,7 +162,8 @@ class Job:
             for index, (name, make) in enumerate(candidates):
                 self.strategy, self._weights = name, make()
                 self.progress("Measuring the exported weights on held-out text", 0, 0)
-                install(Rounded(self._weights, dtype), self.architecture, reference.model, torch.float32)
+                rounding = dtype if FORMATS[dtype].direct else "f16"
+                install(Rounded(self._weights, rounding), self.architecture, reference.model, torch.float32)
                 if index + 1 == len(candidates) or evaluator.predictions().on_target:
                     break
             self._evaluation = evaluator.installed()
@@ -155,8 +173,6 @@ class Job:
 
     def modelfile(self, source: str) -> Modelfile:
         """The Modelfile beside a GGUF file called `source`, with the measured fidelity in its comments."""
-        fidelity = self.fidelity
-        removed = fidelity.kl_removed
         kind = "exact" if self.plan.exact else "approximated"
         return Modelfile(
             source=source,
@@ -166,13 +182,21 @@ class Job:
             comments=[
                 f"{self.name}, exported by reft-plugins ({kind}, {self.strategy})",
                 f"adapter {self.adapter.digest}",
-                f"fidelity on {fidelity.tokens} held-out predictions, against the adapter in transformers:",
-                f"  top-1 agreement {fidelity.top1_agreement:.4f}, mean KL {fidelity.mean_kl:.2e} nats, "
-                f"largest logit difference {fidelity.max_logit_difference:.2e}"
-                + ("" if removed is None else f", {removed:.2%} of the KL from the base removed"),
+                *self._fidelity_in_words(),
                 *self.warnings,
             ],
         )
+
+    def _fidelity_in_words(self) -> list[str]:
+        if not self.measured:
+            return ["exact by construction, not measured"]
+        fidelity, removed = self.fidelity, self.fidelity.kl_removed
+        return [
+            f"fidelity on {fidelity.tokens} held-out predictions, against the adapter in transformers:",
+            f"  top-1 agreement {fidelity.top1_agreement:.4f}, mean KL {fidelity.mean_kl:.2e} nats, "
+            f"largest logit difference {fidelity.max_logit_difference:.2e}"
+            + ("" if removed is None else f", {removed:.2%} of the KL from the base removed"),
+        ]
 
     def _candidates(
         self, reference: Reference, texts: Texts, strategy: str

@@ -33,6 +33,15 @@ class Format:
         """Whether it is written here; the others are made by llama.cpp's quantiser from a file that is."""
         return self.matrices is not None
 
+    @property
+    def share_of_f16(self) -> float:
+        """Roughly how large a file is, against float16; for a quantised one, rather too much."""
+        if self.matrices is not None:
+            block, size = gguf.GGML_QUANT_SIZES[self.matrices]
+            return size / block / 2
+        bits = int("".join(filter(str.isdigit, self.name))[0])
+        return (bits + 1.5) / 16
+
     def tensor_type(self, shape: tuple[int, ...]) -> GGMLQuantizationType:
         """Type of a tensor in a directly written file.
 
