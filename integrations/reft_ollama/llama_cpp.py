@@ -107,6 +107,7 @@ def compare_llama_cpp(
     reference: Callable[[list[int]], Logits],
     base: Callable[[list[int]], Logits] | None = None,
     exact_cache: bool = True,
+    in_front: Sequence[int] = (),
 ) -> Fidelity:
     """Compare an exported file, as llama.cpp runs it, with a reference.
 
@@ -114,16 +115,19 @@ def compare_llama_cpp(
         token_ids: texts; reference: their logits `[tokens, vocabulary]`, for example
             `lambda ids: runtime.logits(ids, adapter)`.
         base: logits without the adapter, to tell how much of its effect the file has.
+        in_front: ids of the file's virtual tokens, put in front of every text.
 
     Raises:
         ReftError: see `LlamaCppModel`.
     """
-    model = LlamaCppModel(gguf, context=max(map(len, token_ids)) + 1, exact_cache=exact_cache)
+    front = list(in_front)
+    model = LlamaCppModel(gguf, context=len(front) + max(map(len, token_ids)) + 1, exact_cache=exact_cache)
     accumulator = Accumulator()
     try:
         for tokens in map(list, token_ids):
             wanted = reference(tokens)
-            accumulator.add(wanted, model.logits(tokens)[:, : wanted.shape[1]], None if base is None else base(tokens))
+            got = model.logits([*front, *tokens])[len(front) :, : wanted.shape[1]]
+            accumulator.add(wanted, got, None if base is None else base(tokens))
     finally:
         model.close()
     return accumulator.result()

@@ -28,6 +28,8 @@ class Plan:
         updates: exact changes per linear module (transformers naming), in order.
         constants: per layer a vector `[hidden]` added to its output, where its `down_proj` can have no bias.
         virtual_tokens: learned embeddings `[n, hidden]` in front of every prompt.
+        lowered_by: keeps virtual tokens from being generated, see `reft_ollama.weights.virtual_tokens`; found by
+            running the adapter.
         on_prefix: nodes that only touch the constant beginning of every prompt.
         remainder: nodes that can only be fitted, at all positions, in program order.
         residual: the remainder as one affine edit per layer's output, empty where it has nodes of other kinds.
@@ -37,6 +39,7 @@ class Plan:
     updates: dict[str, list[Update]] = field(default_factory=dict)
     constants: dict[int, Tensor] = field(default_factory=dict)
     virtual_tokens: Tensor | None = None
+    lowered_by: Tensor | None = None
     on_prefix: list[Node] = field(default_factory=list)
     remainder: list[Node] = field(default_factory=list)
     residual: dict[int, AffineEdit] = field(default_factory=dict)
@@ -66,7 +69,7 @@ def make_plan(
     """
     plan = Plan()
     linear = architecture.linear_modules(config)
-    nodes = [_widened(node, plan, approximate) for node in program]
+    nodes = [_widened(node, plan, approximate, program.virtual_tokens > 0) for node in program]
     for node in nodes:
         if isinstance(node, WeightDelta):
             plan_delta(node, plan.updates, linear)
@@ -83,8 +86,11 @@ def make_plan(
     return plan
 
 
-def _widened(node: Node, plan: Plan, approximate: bool) -> Node:
-    if not isinstance(node, Edit | WeightDelta) or node.positions.everywhere:
+def _widened(node: Node, plan: Plan, approximate: bool, virtual: bool) -> Node:
+    if not isinstance(node, Edit | WeightDelta):
+        return node
+    spared = virtual and isinstance(node, Edit)
+    if node.positions.everywhere and not spared:
         return node
     plan.widened.append(node)
     return everywhere(node, approximate)

@@ -1,0 +1,38 @@
+"""Virtual tokens in front of every prompt: in Ollama's TEMPLATE, in the file's chat template, and in its parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from reft_ollama.templates.chat_template import NO_CHAT, ChatTemplate
+from reft_ollama.templates.go_template import literal
+from reft_ollama.tokenizers.virtual_tokens import names
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What every prompt begins with.
+
+    Attributes:
+        count: number of virtual tokens; bos: text of the token that stands in front of plain prompts, "" for none.
+    """
+
+    count: int
+    bos: str
+
+    def template(self, chat: ChatTemplate) -> ChatTemplate:
+        """The TEMPLATE with virtual tokens at its very beginning.
+
+        Whatever a conversation has, a system message, several turns or a plain prompt, is rendered behind them. Ollama
+        drops the old messages of a long conversation before it renders, so they stay.
+
+        Args:
+            chat: derived for a runtime that adds no BOS, so that BOS is in it where the chat template has one.
+        """
+        bos = self.bos if chat.text == NO_CHAT else ""
+        return replace(chat, text=literal("".join(names(self.count)) + bos) + chat.text)
+
+    def parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Ollama's parameters with `num_keep`: tokens that stay when the context is full and its older half goes."""
+        return {**parameters, "num_keep": self.count + bool(self.bos)}
