@@ -34,7 +34,16 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
 """By `model_type`: the entry of `tiny_architectures.CONFIGS`, and what differs from it."""
 
 
-def make_base(model_type: str, directory: Path, vocab_size: int = 384, **config: Any) -> Path:
+GEMMA_MLP_GAIN = 4096.0
+
+
+def make_base(
+    model_type: str,
+    directory: Path,
+    vocab_size: int = 384,
+    gemma_mlp_gain: float = GEMMA_MLP_GAIN,
+    **config: Any,
+) -> Path:
     """Save a random decoder in float32 with its tokenizer.
 
     It has 4 layers, heads of 32 dimensions, a context of 512 tokens and logits of a few units; every parameter, the
@@ -42,9 +51,14 @@ def make_base(model_type: str, directory: Path, vocab_size: int = 384, **config:
     (Gemma 3) one, which see all; Gemma's queries are scaled by another number than their size. The tokenizer is that of
     `tiny_models.make_tiny_llama`.
 
+    llama.cpp's CPU kernels read GELU between -10 and 10 from a table in half precision, which alone moves such a
+    model's logits by about 1e-2. So that everything else can be compared exactly, the MLPs of Gemma get inputs so large
+    that nearly all gates are outside, where GELU is 0 or the identity. Half precision cannot hold their outputs.
+
     Args:
-        model_type: a key of `BASES`; directory: made if missing; config: further settings of its configuration, for
-            example `rope_parameters`, `tie_word_embeddings`, `sliding_window` or `num_hidden_layers`.
+        model_type: a key of `BASES`; directory: made if missing; gemma_mlp_gain: 1 for gates that GELU bends, and for
+            files in less than float32; config: further settings, for example `rope_parameters`, `tie_word_embeddings`,
+            `sliding_window` or `num_hidden_layers`.
 
     Returns:
         `directory`.
@@ -54,6 +68,10 @@ def make_base(model_type: str, directory: Path, vocab_size: int = 384, **config:
     with torch.random.fork_rng(devices=[]):
         model = tiny(name, **{**sizes, **settings, **config})
     _enlarge_logits(model)
+    if model_type.startswith("gemma"):
+        for layer in model.model.layers:
+            norm = layer.pre_feedforward_layernorm.weight.data
+            norm.copy_((norm + 1) * gemma_mlp_gain - 1)
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
     model.save_pretrained(directory)
     _tokenizer(vocab_size).save_pretrained(directory)
@@ -63,9 +81,8 @@ def make_base(model_type: str, directory: Path, vocab_size: int = 384, **config:
 @cache
 def _tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     tokenizer = make_tokenizer(sentences(1500), vocab_size)
-    tokenizer.unk_token = (
-        PAD  # if unset, transformers gives Qwen2's tokenizer one more token, for which there is no row
-    )
+    # If unset, transformers gives Qwen2's tokenizer one more token, for which the model has no row.
+    tokenizer.unk_token = PAD
     return tokenizer
 
 
