@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from reft_ollama.architectures.base import Architecture
 from reft_ollama.plan.planning import Plan
 from reft_ollama.weights.checkpoint import Checkpoint
+from reft_ollama.weights.constant_layers import ConstantLayers
 from reft_ollama.weights.stack import BaseWeights, Untied, Updated, Weights
 from reft_ollama.weights.virtual_tokens import WithVirtualTokens
 from reft_ollama.weights.widening import Widened, Widening
-from reft_plugins.errors import UnsupportedProgramError
 from reft_plugins.fitting.updates import Update
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ def assemble(
         fitted: updates per module that stand in for what the plan cannot hold exactly, applied after its own.
         widening: extra neurons that do so instead.
     """
-    if plan.constants:
-        raise UnsupportedProgramError("the export does not write constants of this base model")
     fitted = fitted or {}
     updates = {name: [*plan.updates.get(name, []), *fitted.get(name, [])] for name in {*plan.updates, *fitted}}
     weights: Weights = BaseWeights(checkpoint, architecture, config)
@@ -42,4 +40,6 @@ def assemble(
     weights = Updated(weights, updates)
     if plan.virtual_tokens is not None:
         weights = WithVirtualTokens(weights, architecture, plan.virtual_tokens, plan.lowered_by)
-    return weights if widening is None else Widened(weights, architecture, widening)
+    if widening is not None:
+        weights = Widened(weights, architecture, widening)
+    return ConstantLayers(weights, architecture, plan.constants)

@@ -2,30 +2,113 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from reft_ollama.architectures.base import Architecture
+from reft_ollama.weights.constant_layers import MLP_PARTS, Origin, in_layer, origins, source
 from reft_ollama.weights.stack import Weights, module_names
 
+_hooks: weakref.WeakKeyDictionary[nn.Module, list[Any]] = weakref.WeakKeyDictionary()
+"""Those of inserted layers by model, to be taken away when it is given other parameters."""
 
-def install(weights: Weights, architecture: Architecture, model: torch.nn.Module, dtype: torch.dtype) -> None:
+
+def install(weights: Weights, architecture: Architecture, model: nn.Module, dtype: torch.dtype) -> None:
     """Give a model of the base the exported parameters, rounded as the file rounds them.
 
     Parameters are replaced one by one, so that no second model is held in memory. Vectors are not rounded, because a
-    file stores them in float32.
+    file stores them in float32. Layers keep their numbers: what an inserted layer adds is added by hooks on the layer
+    behind or inside which it stands, with the inserted layer's own parameters.
     """
+    for handle in _hooks.pop(model, []):
+        handle.remove()
+    layers = origins(weights.config)
+    inserted: dict[int, dict[str, Tensor]] = {}
     for name in module_names(weights):
-        module: Any = model.get_submodule(name)
-        old: torch.Tensor = module.weight
-        new = weights.module(name)
-        for kind, tensor in new.items():
-            rounded = tensor.to(dtype).float() if tensor.ndim > 1 else tensor
-            setattr(module, kind, torch.nn.Parameter(rounded.to(old.device, old.dtype), requires_grad=False))
-        if "bias" not in new and getattr(module, "bias", None) is not None:
-            module.bias = None
-        if hasattr(module, "variance_epsilon"):
-            module.variance_epsilon = weights.config.rms_norm_eps
+        index, part = in_layer(name, architecture)
+        old: int | None = index
+        if layers is not None and index is not None:
+            old = source(layers[index], part, architecture)
+            kind = architecture.part_of(name)
+            if old is None and (layers[index].constant is None or kind not in MLP_PARTS):
+                continue
+        new = {k: t.to(dtype).float() if t.ndim > 1 else t for k, t in weights.module(name).items()}
+        if index is not None and old is None:
+            inserted.setdefault(index, {})[str(kind)] = new["weight"]
+            continue
+        target = name if old is None else f"{architecture.layer.format(old)}.{part}"
+        _replace(model.get_submodule(target), new, weights.config.rms_norm_eps)
     if f"{architecture.head}.weight" not in weights.shapes:
         model.get_submodule(architecture.head).weight = model.get_submodule(architecture.embedding).weight
+    if layers is not None:
+        added = {n: _Added(parts, architecture, weights.config, model) for n, parts in inserted.items()}
+        _hooks[model] = [handle for n, add in added.items() for handle in _attach(layers[n], add, architecture, model)]
+
+
+def _replace(module: Any, new: Mapping[str, Tensor], epsilon: float) -> None:
+    old: Tensor = module.weight
+    for kind, tensor in new.items():
+        setattr(module, kind, nn.Parameter(tensor.to(old.device, old.dtype), requires_grad=False))
+    if "bias" not in new and getattr(module, "bias", None) is not None:
+        module.bias = None
+    if hasattr(module, "variance_epsilon"):
+        module.variance_epsilon = epsilon
+
+
+class _Added:
+    """What the MLP of an inserted layer adds to a hidden state."""
+
+    def __init__(self, parts: Mapping[str, Tensor], architecture: Architecture, config: Any, model: Any) -> None:
+        from transformers.activations import ACT2FN
+
+        self._act: Callable[[Tensor], Tensor] = ACT2FN[architecture.activations[0]]
+        self._epsilon, self._offset = config.rms_norm_eps, architecture.norm_offset
+        names = ("mlp_norm", "gate", "up", "mlp_output")
+        self._norm, self._gate, self._up, self._down = (parts[name].to(model.device) for name in names)
+        behind = parts.get("mlp_post_norm")
+        self._behind = None if behind is None else behind.to(model.device)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        x = self._normalised(hidden.float(), self._norm)
+        y = (self._act(x @ self._gate.T) * (x @ self._up.T)) @ self._down.T
+        return (y if self._behind is None else self._normalised(y, self._behind)).to(hidden)
+
+    def _normalised(self, x: Tensor, weight: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self._epsilon) * (weight + self._offset)
+
+
+def _attach(origin: Origin, add: _Added, architecture: Architecture, model: nn.Module) -> Iterator[Any]:
+    assert origin.constant is not None
+    layer = model.get_submodule(architecture.layer.format(max(origin.constant, 0)))
+    moved: list[Tensor] = []
+
+    def change(hidden: Tensor) -> Tensor:
+        return hidden + add(hidden)
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+
+    def leave(module: nn.Module, args: Any, output: Any) -> Any:
+        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+    def enter_mlp(module: nn.Module, args: tuple[Tensor, ...]) -> Tensor:
+        moved[:] = [add(args[0])]
+        return args[0] + moved[0]
+
+    def keep(module: nn.Module, args: Any, output: Any) -> Any:
+        return (output[0] + moved[0], *output[1:]) if isinstance(output, tuple) else output + moved[0]
+
+    if origin.constant < 0:
+        yield layer.register_forward_pre_hook(enter, with_kwargs=True)
+    elif origin.inside:
+        norm = model.get_submodule(architecture.module(origin.constant, "mlp_norm"))
+        yield norm.register_forward_pre_hook(enter_mlp)
+        yield layer.register_forward_hook(keep)
+    else:
+        yield layer.register_forward_hook(leave)

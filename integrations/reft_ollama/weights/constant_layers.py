@@ -1,0 +1,274 @@
+"""Constant vectors in models whose files have no place for a bias: decoder layers that only add one.
+
+Qwen3 and Gemma have no bias at the output of attention or of the MLP, and llama.cpp refuses a file that has one. An
+inserted layer behind the edited one adds the vector instead. Its attention is zero, and its MLP has for each channel
+`n` of the normalised state two neurons, whose gate and up projections both read `g n` and both read `-g n`. Gates of
+the form `z sigma(z)`, SiLU and GELU alike, give `z² sigma(z) + z² sigma(-z) = z²`, so that all neurons together come to
+`g² sum(n²) = g² hidden`, whatever the state is, and `down_proj` is the vector over that in every column.
+
+RMSNorm's epsilon takes the share `epsilon / (mean(h²) + epsilon)` away from the vector: 1e-6 of it for states of size 1
+at Qwen3's epsilon. In Gemma a norm follows the MLP; there only the direction of what the MLP makes counts, the vector is
+that norm's weight, and nothing is lost.
+
+A bias of the value projection would do the same (attention's weights sum to 1) without a share lost, but files of these
+architectures with such a bias are refused by older llama.cpp, while every engine that runs the architecture at all runs
+these layers. Engines also know by heart which layers of Gemma see the whole text, by counting: every second or sixth.
+So that the count stays right, a vector behind any layer but the last costs as many layers as that pattern is long, all
+but one of them idle.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from reft_ollama.architectures.base import Architecture
+from reft_ollama.weights.stack import Blocks, Shapes, Weights, blocks
+from reft_plugins.errors import UnsupportedProgramError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+MLP_PARTS = ("mlp_norm", "gate", "up", "mlp_output", "mlp_post_norm")
+"""Modules of the second half of a layer, as attributes of an `Architecture`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a layer of the deepened model is made of.
+
+    Attributes:
+        attention, mlp: layers of the model before whose parts these are, None for parts that do nothing.
+        constant: the layer behind whose output (or, with `inside`, behind whose attention) the MLP adds a vector; -1
+            stands for the embeddings.
+    """
+
+    attention: int | None = None
+    mlp: int | None = None
+    constant: int | None = None
+    inside: bool = False
+
+
+def origins(config: PretrainedConfig) -> list[Origin] | None:
+    """The layers of a deepened model in order; None where no layer was inserted."""
+    found: list[Origin] | None = getattr(config, "layer_origins", None)
+    return found
+
+
+def can_hold_constants(config: PretrainedConfig) -> bool:
+    """Whether an MLP has two neurons per channel."""
+    return bool(2 * config.hidden_size <= config.intermediate_size)
+
+
+class ConstantLayers:
+    """A model that adds vectors to its residual stream; see this module's description and `Weights`.
+
+    Biases at the output of attention and of the MLP, where the file has no place for them, are such vectors too.
+
+    Args:
+        after: vectors `[hidden]` by the layer whose output they are added to, -1 for the embeddings.
+        inside: by the layer to whose residual stream they are added between attention and MLP.
+
+    Raises:
+        UnsupportedProgramError: the MLP has too few neurons.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        architecture: Architecture,
+        after: Mapping[int, Tensor] | None = None,
+        inside: Mapping[int, Tensor] | None = None,
+    ) -> None:
+        self._weights, self._architecture = weights, architecture
+        self._vectors = {False: dict(after or {}), True: dict(inside or {})}
+        self._count = int(weights.config.num_hidden_layers)
+        self._biased = set() if architecture.output_bias else self._find_biases()
+        self.config, self.shapes = weights.config, weights.shapes
+        self._origins: list[Origin] = []
+        self._modules: dict[str, tuple[Origin, str]] = {}
+        if not self._biased and not any(self._vectors.values()):
+            return
+        if not can_hold_constants(weights.config):
+            raise UnsupportedProgramError(
+                f"base model: a vector is added by two MLP neurons per channel, but there are "
+                f"{weights.config.intermediate_size} for {weights.config.hidden_size} channels. "
+                "Serve the adapter with vLLM instead (reft serve)"
+            )
+        self._origins = self._order()
+        self.config = copy.deepcopy(weights.config)
+        self.config.num_hidden_layers = len(self._origins)
+        self.config.layer_origins = self._origins
+        types = getattr(weights.config, "layer_types", None)
+        if types is not None:
+            period = pattern_length(types)
+            self.config.layer_types = [
+                types[index % period if origin.attention is None else origin.attention]
+                for index, origin in enumerate(self._origins)
+            ]
+        self.shapes = self._make_shapes()
+
+    @property
+    def added(self) -> tuple[int, int]:
+        """How many layers, and how many numbers in them."""
+        numbers = 0
+        for name, shape in self.shapes.items():
+            origin, part = self._modules.get(name.rpartition(".")[0], (None, ""))
+            if origin is not None and source(origin, part, self._architecture) is None:
+                numbers += torch.Size(shape).numel()
+        return int(self.config.num_hidden_layers) - self._count, numbers
+
+    def module(self, name: str) -> dict[str, Tensor]:
+        """See `Weights`."""
+        if name not in self._modules:
+            return self._weights.module(name)
+        origin, part = self._modules[name]
+        layer = source(origin, part, self._architecture)
+        if layer is not None:
+            own = self._weights.module(self._name(layer, part))
+            return {kind: own[kind] for kind in own if f"{name}.{kind}" in self.shapes}
+        shape = self.shapes[f"{name}.weight"]
+        if len(shape) == 1:
+            return {"weight": self._norm(origin, part, shape)}
+        return {"weight": self._matrix(origin, part, torch.zeros(shape))}
+
+    def blocks(self, name: str) -> Blocks:
+        """See `reft_ollama.weights.stack.Streamed`."""
+        if name not in self._modules:
+            return blocks(self._weights, name)
+        origin, part = self._modules[name]
+        layer = source(origin, part, self._architecture)
+        if layer is None:
+            return {kind: (tensor,) for kind, tensor in self.module(name).items()}
+        own = blocks(self._weights, self._name(layer, part))
+        return {kind: own[kind] for kind in own if f"{name}.{kind}" in self.shapes}
+
+    def _norm(self, origin: Origin, part: str, shape: tuple[int, ...]) -> Tensor:
+        weight = torch.ones(shape)
+        kind = None if origin.constant is None else self._architecture.part_of(f".{part}")
+        if kind == "mlp_norm":
+            weight = weight * _gain(shape[0])
+        elif kind == "mlp_post_norm":
+            weight = self._vector(origin, shape[0])
+        return weight - self._architecture.norm_offset
+
+    def _matrix(self, origin: Origin, part: str, weight: Tensor) -> Tensor:
+        kind = None if origin.constant is None else self._architecture.part_of(f".{part}")
+        if kind in ("gate", "up"):
+            channels = torch.arange(weight.shape[1])
+            weight[2 * channels, channels] = 1.0
+            weight[2 * channels + 1, channels] = -1.0
+        elif kind == "mlp_output":
+            hidden = weight.shape[0]
+            # Behind a norm any direction does, and a length far above its epsilon is best.
+            share = torch.ones(hidden) if self._architecture.post_norm else self._vector(origin, hidden) / hidden**0.5
+            weight[:, : 2 * hidden] = share[:, None]
+        return weight
+
+    def _vector(self, origin: Origin, width: int) -> Tensor:
+        """The vector that a layer adds, float32 `[width]`: zero in channels that the model was given since."""
+        assert origin.constant is not None
+        total = torch.zeros(width, dtype=torch.float64)
+        given = self._vectors[origin.inside].get(origin.constant)
+        if given is not None:
+            total[: len(given)] += given.double()
+        if (origin.constant, origin.inside) in self._biased:
+            total += self._weights.module(self._output(origin.constant, origin.inside))["bias"].double()
+        return total.float()
+
+    def _find_biases(self) -> set[tuple[int, bool]]:
+        return {
+            (layer, inside)
+            for layer in range(self._count)
+            for inside in (False, True)
+            if f"{self._output(layer, inside)}.bias" in self._weights.shapes
+        }
+
+    def _output(self, layer: int, attention: bool) -> str:
+        return self._architecture.module(layer, "attention_output" if attention else "mlp_output")
+
+    def _order(self) -> list[Origin]:
+        types = getattr(self._weights.config, "layer_types", None)
+        period = 1 if types is None else pattern_length(types)
+        after, inside = (
+            {layer for layer, middle in self._biased if middle is where} | set(self._vectors[where])
+            for where in (False, True)
+        )
+        found = [Origin(constant=-1)] if -1 in after else []
+        for layer in range(self._count):
+            found += [Origin()] * ((layer - len(found)) % period)
+            if layer in inside:
+                found += [Origin(attention=layer, constant=layer, inside=True), Origin(mlp=layer)]
+            else:
+                found.append(Origin(attention=layer, mlp=layer))
+            if layer in after:
+                found.append(Origin(constant=layer))
+        return found
+
+    def _make_shapes(self) -> Shapes:
+        """Those of the model before, with the layers' in the new order where the first of them were."""
+        own: dict[int, Shapes] = {}
+        for name, shape in self._weights.shapes.items():
+            index, rest = in_layer(name, self._architecture)
+            if index is not None:
+                own.setdefault(index, {})[rest] = shape
+        shapes: Shapes = {}
+        for name, shape in self._weights.shapes.items():
+            if in_layer(name, self._architecture)[0] is None:
+                shapes[name] = shape
+            elif not self._modules:
+                for index, origin in enumerate(self._origins):
+                    shapes |= self._layer_shapes(index, origin, own)
+        return shapes
+
+    def _layer_shapes(self, index: int, origin: Origin, own: Mapping[int, Shapes]) -> Shapes:
+        found: Shapes = {}
+        for rest in dict.fromkeys(rest for layer in own.values() for rest in layer):
+            part, _, kind = rest.rpartition(".")
+            layer, name = source(origin, part, self._architecture), self._name(index, part)
+            if layer is None:
+                if kind == "weight":
+                    found[f"{name}.weight"] = next(shapes[rest] for shapes in own.values() if rest in shapes)
+            elif rest in own[layer] and not (kind == "bias" and self._drops_bias(layer, part)):
+                found[f"{name}.{kind}"] = own[layer][rest]
+            if f"{name}.weight" in found:
+                self._modules[name] = (origin, part)
+        return found
+
+    def _drops_bias(self, layer: int, part: str) -> bool:
+        outputs = {"attention_output": True, "mlp_output": False}
+        kind = self._architecture.part_of(f".{part}")
+        return kind in outputs and (layer, outputs[kind]) in self._biased
+
+    def _name(self, layer: int, part: str) -> str:
+        return f"{self._architecture.layer.format(layer)}.{part}"
+
+
+def in_layer(name: str, architecture: Architecture) -> tuple[int | None, str]:
+    """The layer of a module or parameter, None for those outside layers, and its name in there."""
+    prefix = architecture.layer.split("{}")[0]
+    if not name.startswith(prefix):
+        return None, name
+    index, _, rest = name.removeprefix(prefix).partition(".")
+    return int(index), rest
+
+
+def source(origin: Origin, part: str, architecture: Architecture) -> int | None:
+    """The layer before whose part this is, by the part's name in the layer; None for one that was made."""
+    return origin.mlp if architecture.part_of(f".{part}") in MLP_PARTS else origin.attention
+
+
+def pattern_length(types: list[Any]) -> int:
+    """After how many layers their types repeat; 1 also where they never do."""
+    repeats = (n for n in range(1, len(types)) if all(kind == types[i % n] for i, kind in enumerate(types)))
+    return next(repeats, 1)
+
+
+def _gain(hidden: int) -> float:
+    """`g`, with which neurons sum to `sqrt(hidden)`: neither they nor `down_proj` come near the limits of 16 bits."""
+    return float(hidden**-0.25)
