@@ -14,13 +14,16 @@ from reft_ollama.architectures.base import Architecture, architecture_of
 from reft_ollama.plan.planning import Plan, make_plan
 from reft_ollama.templates import chat_template
 from reft_ollama.templates.modelfile import Modelfile, find_license, make_parameters
+from reft_ollama.templates.virtual_tokens import Opening
 from reft_ollama.tokenizers.conversion import GgufTokenizer, convert_tokenizer
+from reft_ollama.tokenizers.virtual_tokens import with_virtual_tokens
 from reft_ollama.weights.assembly import assemble
 from reft_ollama.weights.checkpoint import Checkpoint
 from reft_ollama.weights.formats import FORMATS
 from reft_ollama.weights.installation import install
 from reft_ollama.weights.rounding import Rounded
 from reft_ollama.weights.stack import Weights
+from reft_ollama.weights.virtual_tokens import final_states, lowering_direction
 from reft_ollama.weights.widening import Widening
 from reft_plugins.base_model import locate
 from reft_plugins.errors import ExportError, UnsupportedProgramError
@@ -75,9 +78,15 @@ class Job:
         plan = make_plan(program, architecture, config, approximate)
         tokenizer = AutoTokenizer.from_pretrained(directory)
         converted = convert_tokenizer(tokenizer, config.vocab_size)
-        chat = chat_template.derive(tokenizer, converted.add_bos)
+        virtual = 0 if plan.virtual_tokens is None else len(plan.virtual_tokens)
+        chat = chat_template.derive(tokenizer, converted.add_bos and not virtual)
         has_own = (directory / "generation_config.json").is_file()
         generation = GenerationConfig.from_pretrained(directory) if has_own else GenerationConfig.from_dict({})
+        parameters = make_parameters(tokenizer, generation, chat)
+        if virtual:
+            opening = Opening(virtual, tokenizer.bos_token if converted.add_bos else "")
+            converted, parameters = with_virtual_tokens(converted, virtual), opening.parameters(parameters)
+            chat = opening.template(chat)
         widened = [f"{node}: widened to all positions" for node in plan.widened]
         return cls(
             adapter=adapter,
@@ -90,7 +99,7 @@ class Job:
             checkpoint=Checkpoint(directory),
             tokenizer=converted,
             chat=chat,
-            parameters=make_parameters(tokenizer, generation, chat),
+            parameters=parameters,
             progress=progress,
             warnings=[*widened, *converted.warnings, *chat.warnings],
         )
@@ -156,6 +165,9 @@ class Job:
             self.warnings.append(f"{wanted} calibration tokens are few for {self.config.intermediate_size} neurons")
         reference = Reference(runtime, self.program)
         self.progress("Running the adapter on held-out text", 0, 0)
+        if self.plan.virtual_tokens is not None:
+            states = final_states(reference, texts.held_out, self.architecture.head)
+            self.plan.lowered_by = lowering_direction(states)
         evaluator = Evaluator(reference, runtime, self.adapter, texts.held_out)
         try:
             candidates = self._candidates(reference, texts, strategy)
