@@ -60,7 +60,8 @@ class Architecture:
         activations: the MLP's activations that the loader computes, under the names transformers has for them.
         activation_setting: what the configuration calls it.
         rope_types: rotary scalings the file can express.
-        partial_rotary: whether it can express that only a part of a head is rotated.
+        frequency_table: whether the loader takes rotary frequencies of any kind; if not, it scales them by itself.
+        partial_rotary: whether this model, if its settings say so, rotates only a part of each head.
         biases: the linear parts whose bias the loader takes; it refuses a file with any other.
         own_head: whether the loader takes an output layer that is not the embeddings.
         post_norm: whether the output of attention and of the MLP is normalised before it is added (Gemma 2 and 3).
@@ -74,6 +75,7 @@ class Architecture:
     activations: tuple[str, ...] = SILU
     activation_setting: str = "hidden_act"
     rope_types: tuple[str, ...] = ("default", "linear")
+    frequency_table: bool = False
     partial_rotary: bool = False
     biases: frozenset[str] = frozenset(LINEAR_PARTS)
     own_head: bool = True
@@ -144,7 +146,7 @@ class Architecture:
         rope = rope_parameters(config)
         activation = getattr(config, self.activation_setting)
         layer_types = set(getattr(config, "layer_types", None) or ())
-        wrong_yarn = [name for name, value in YARN_DEFAULTS.items() if (rope.get(name) or value) != value]
+        wrong_yarn = [name for name, usual in YARN_DEFAULTS.items() if rope.get(name) not in (None, usual)]
         return {
             f"{self.activation_setting} {activation!r}": activation not in self.activations,
             f"rope_type {rope['rope_type']!r}": rope["rope_type"] not in self.rope_types,
@@ -251,7 +253,7 @@ class Architecture:
 
     def _own_yarn(self, config: PretrainedConfig) -> bool:
         """Whether llama.cpp itself computes this model's YaRN, which it does with fixed settings."""
-        return "yarn" in self.rope_types and rope_parameters(config)["rope_type"] == "yarn"
+        return not self.frequency_table and rope_parameters(config)["rope_type"] == "yarn"
 
 
 def scale_rows(tensor: Tensor, scales: Tensor | float) -> Tensor:
@@ -267,8 +269,3 @@ def architecture_of(config: PretrainedConfig) -> Architecture:
     from reft_ollama.architectures.table import architecture_of as lookup
 
     return lookup(config)
-
-
-def rope_factors(config: PretrainedConfig) -> Tensor | None:
-    """The `llama` architecture's table of frequency factors."""
-    return architecture_of(config).extra_tensors(config).get("rope_freqs.weight")

@@ -30,11 +30,13 @@ class GemmaArchitecture(Architecture):
         pattern: every so many layers one sees the whole text, if the file says nothing else.
         largest: number of layers of the largest model.
         attention_cap: whether attention scores are capped; if not, they must not be.
+        always_window: whether the loader expects layers with a sliding window.
     """
 
     pattern: int = 2
     largest: int = 46
     attention_cap: bool = True
+    always_window: bool = True
 
     def refusals(self, config: PretrainedConfig) -> dict[str, bool]:
         """See `Architecture`."""
@@ -45,14 +47,15 @@ class GemmaArchitecture(Architecture):
             f"attn_logit_softcapping {config.attn_logit_softcapping}": capped != self.attention_cap,
             "final_logit_softcapping None": self.attention_cap and config.final_logit_softcapping is None,
             "use_bidirectional_attention": bool(getattr(config, "use_bidirectional_attention", False)),
-            "sliding_window None": "sliding_attention" in config.layer_types and config.sliding_window is None,
+            "sliding_window None": any(self._sliding(config)) and config.sliding_window is None,
+            "layer_types without sliding_attention": self.always_window and not any(self._sliding(config)),
             f"rope_type {local!r} of layers with a sliding window": self._two_bases(config) and local != "default",
         }
 
     def warnings(self, config: PretrainedConfig) -> list[str]:
         """See `Architecture`."""
         found = super().warnings(config)
-        if self._sliding(config) != self._usual(config):
+        if any(self._sliding(config)) and self._sliding(config) != self._usual(config):
             found.append(
                 "the layers with a sliding window are not those of the published models: old versions of Ollama and "
                 "llama.cpp ignore that"
@@ -66,9 +69,11 @@ class GemmaArchitecture(Architecture):
             writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
         if config.final_logit_softcapping is not None:
             writer.add_final_logit_softcapping(config.final_logit_softcapping)
-        writer.add_sliding_window(self.window(config) or config.max_position_embeddings)
-        if self._sliding(config) != self._usual(config):
-            writer.add_sliding_window_pattern(self._sliding(config))
+        window = self.window(config)
+        if window is not None:
+            writer.add_sliding_window(window)
+            if self._sliding(config) != self._usual(config):
+                writer.add_sliding_window_pattern(self._sliding(config))
         if self._two_bases(config):
             writer.add_rope_freq_base_swa(float(rope_parameters(config, "sliding_attention")["rope_theta"]))
 
@@ -128,4 +133,5 @@ GEMMA3 = GemmaArchitecture(
     pattern=6,
     largest=62,
     attention_cap=False,
+    always_window=False,
 )

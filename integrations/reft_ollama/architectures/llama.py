@@ -77,7 +77,7 @@ def as_llama(model_type: str) -> LlamaArchitecture:
         model_type=model_type,
         target=gguf.MODEL_ARCH.LLAMA,
         rope_types=(*FIXED_FREQUENCIES, "longrope"),
-        partial_rotary=True,
+        frequency_table=True,
     )
 
 

@@ -11,13 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reft_ollama.architectures.base import Architecture, Part, rope_factors, unchanged
+from reft_ollama.architectures.base import Architecture, Part, unchanged
 from reft_ollama.tokenizers.conversion import GgufTokenizer
 from reft_ollama.weights.checkpoint import BLOCK_BYTES
 from reft_ollama.weights.formats import FORMATS, encode, size_of
 from reft_ollama.weights.stack import Weights, parameters
-
-ROPE_FACTORS = "rope_freqs.weight"
 
 
 class GgufFile:
@@ -44,7 +42,7 @@ class GgufFile:
         self._weights, self._architecture, self._tokenizer = weights, architecture, tokenizer
         self._format = FORMATS[dtype]
         self._name, self._notes = name, dict(notes or {})
-        self._factors = rope_factors(weights.config)
+        self._extra = architecture.extra_tensors(weights.config)
         self._parts = {name: architecture.parts(name, shape, weights.config) for name, shape in weights.shapes.items()}
 
     @property
@@ -73,15 +71,15 @@ class GgufFile:
 
     def _tensors(self) -> Iterator[Part]:
         """Every tensor of the file, in its order."""
-        if self._factors is not None:
-            yield Part(ROPE_FACTORS, tuple(self._factors.shape))
+        for name, tensor in self._extra.items():
+            yield Part(name, tuple(tensor.shape))
         for parts in self._parts.values():
             yield from parts
 
     def _contents(self) -> Iterator[tuple[str, Part, Iterable[Tensor]]]:
         """The same with the parameter it comes from, and its blocks of rows."""
-        if self._factors is not None:
-            yield ROPE_FACTORS, Part(ROPE_FACTORS, tuple(self._factors.shape)), [self._factors]
+        for name, tensor in self._extra.items():
+            yield name, Part(name, tuple(tensor.shape)), [tensor]
         for name, blocks in parameters(self._weights):
             parts = self._parts[name]
             if [part.make for part in parts] == [unchanged]:
