@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +79,7 @@ def export_ollama(
     calibration_tokens: int | None = None,
     held_out: str | Path | None = None,
     create: str | None = None,
+    ollama_quantize: str | None = None,
     host: str | None = None,
     min_top1: float = 0.9,
     measure: bool = True,
@@ -103,6 +104,7 @@ def export_ollama(
             of it, held out) if the latter is not given.
         calibration_tokens: how many to fit on; by default ten per neuron of an MLP, at least 20,000.
         create: name under which to create the model in a running Ollama at `host` (default: `OLLAMA_HOST`).
+        ollama_quantize: number format that Ollama is asked to convert the file to then, such as `q4_K_M`.
         min_top1: fail below this top-1 agreement, unless `force`.
         measure: False writes an exact export without running the model, which then need not fit into memory.
         seed: of sampled text; equal arguments give equal files.
@@ -112,6 +114,7 @@ def export_ollama(
         ExportError: the export would not be faithful, or the base model cannot be written.
         BaseMismatchError, AdapterError, UnknownReferenceError, DataError: see `reft_plugins.load`.
     """
+    from reft_ollama.client.creation import check_server, create_model
     from reft_ollama.files import Staging
     from reft_ollama.job import Job
     from reft_ollama.writing import all_names, model_files, write_ggufs
@@ -120,6 +123,8 @@ def export_ollama(
     if strategy not in STRATEGIES:
         raise ExportError(f"strategy is one of {', '.join(STRATEGIES)}")
     files = model_files([dtype] if isinstance(dtype, str) else list(dtype))
+    if create is not None:
+        check_server(create, host)
     job = Job.prepare(load(adapter, base=base), base, approximate, progress)
     ggufs, modelfiles = all_names()
     with Staging(
@@ -144,13 +149,12 @@ def export_ollama(
             job.take_exact_weights()
         write_ggufs(job, staging, files)
         result = _write_texts(job, staging, files)
-    if create is not None:
-        from reft_ollama.server import create_model
-
-        create_model(
-            create, result.gguf, job.modelfile(files[0].gguf), host=host, progress=lambda text: progress(text, 0, 0)
-        )
-    return result
+    if create is None:
+        return result
+    shown = create_model(
+        create, result.gguf, job.modelfile(files[0].gguf), host=host, quantize=ollama_quantize, progress=progress
+    )
+    return replace(result, warnings=(*result.warnings, *shown))
 
 
 def _check(fidelity: Fidelity, min_top1: float, force: bool) -> None:

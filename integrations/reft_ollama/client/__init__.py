@@ -1,0 +1,1 @@
+"""Sending exported models to a running Ollama."""
