@@ -11,7 +11,7 @@ from pydantic import ConfigDict, computed_field
 from torch import Tensor
 
 from reft_plugins.errors import ReftError
-from reft_plugins.fidelity.records import Number, Record
+from reft_plugins.fidelity.records import Number, Record, rounded
 
 Logits = npt.NDArray[np.float32] | Tensor
 
@@ -66,7 +66,7 @@ class Fidelity(Record):
         """Share of the divergence between base and adapter that the export removes; None where there was none."""
         if self.base_mean_kl is None or self.base_mean_kl < 1e-9:
             return None
-        return 1.0 - self.mean_kl / self.base_mean_kl
+        return 1.0 - rounded(self.mean_kl) / rounded(self.base_mean_kl)
 
     @property
     def on_target(self) -> bool:

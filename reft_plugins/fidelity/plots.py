@@ -1,0 +1,109 @@
+"""Pictures of an evaluation as SVG text, equal for equal numbers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from reft_plugins.fidelity.certificate import Certificate
+from reft_plugins.fidelity.comparison import TARGET_KL, TARGET_TOP1
+from reft_plugins.fidelity.evaluation import Evaluation
+
+SETTINGS: dict[Any, Any] = {
+    "svg.hashsalt": "reft-plugins",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+}
+"""Of matplotlib; text stays text, so that the reader's own fonts show it."""
+
+EXPORT, BASE = "#2458a6", "#b9b9b9"
+BY_LAYER, BY_POSITION, BY_SOURCE = "layer", "position", "source"
+
+FLOOR = 1e-12
+"""What a divergence or an error of zero is drawn as."""
+
+
+def draw(certificate: Certificate) -> dict[str, str]:
+    """SVG by what it shows. Empty without matplotlib, or where nothing was measured."""
+    measured = certificate.measured
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        return {}
+    if not measured:
+        return {}
+    first = measured[0][1]
+    pictures: dict[str, Callable[[Any], None]] = {}
+    if first.layers:
+        pictures[BY_LAYER] = lambda axes: _layers(axes, first)
+    pictures[BY_POSITION] = lambda axes: _positions(axes, measured_names(certificate))
+    pictures[BY_SOURCE] = lambda axes: _sources(axes, first)
+    drawn = {}
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(SETTINGS)
+        for title, paint in pictures.items():
+            figure = Figure(figsize=(6.4, 2.9), layout="constrained")
+            paint(figure.subplots())
+            target = io.StringIO()
+            figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
+            drawn[title] = target.getvalue()
+    return drawn
+
+
+def measured_names(certificate: Certificate) -> list[tuple[str, Evaluation]]:
+    """Evaluations by the number format of their file, or its name."""
+    return [(file.dtype or file.name, evaluation) for file, evaluation in certificate.measured]
+
+
+def _layers(axes: Any, evaluation: Evaluation) -> None:
+    layers = [entry.layer for entry in evaluation.layers]
+    axes.plot(layers, [max(e.base_error, FLOOR) for e in evaluation.layers], "o-", color=BASE, ms=3, label="base model")
+    axes.plot(layers, [max(e.error, FLOOR) for e in evaluation.layers], "o-", color=EXPORT, ms=3, label="export")
+    axes.set(yscale="log", xlabel="layer", ylabel="relative error of its output")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False)
+
+
+def _positions(axes: Any, evaluations: Sequence[tuple[str, Evaluation]]) -> None:
+    first = evaluations[0][1].fidelity.positions
+    places = [_label(entry.first, entry.last) for entry in first]
+    if any(entry.base_mean_kl is not None for entry in first):
+        values = [max(entry.base_mean_kl or 0.0, FLOOR) for entry in first]
+        axes.plot(places, values, "o-", color=BASE, ms=3, label="base model")
+    for number, (name, evaluation) in enumerate(evaluations):
+        entries = evaluation.fidelity.positions
+        style = {"color": EXPORT} if number == 0 else {}
+        values = [max(entry.mean_kl, FLOOR) for entry in entries]
+        axes.plot([_label(e.first, e.last) for e in entries], values, "o-", ms=3, label=name, **style)
+    axes.axhline(TARGET_KL, color="grey", linewidth=0.8, linestyle=":")
+    axes.set(yscale="log", xlabel="token of the text", ylabel="mean KL, nats")
+    axes.legend(frameon=False)
+
+
+def _sources(axes: Any, evaluation: Evaluation) -> None:
+    rows = [*evaluation.sources.items(), ("overall", evaluation.fidelity)][::-1]
+    names = [name for name, _ in rows]
+    places = range(len(rows))
+    bars = (("base model", -0.2, BASE, "base_top1_agreement"), ("export", 0.2, EXPORT, "top1_agreement"))
+    for label, shift, color, name in bars:
+        widths = [getattr(fidelity, name) or 0.0 for _, fidelity in rows]
+        axes.barh([place + shift for place in places], widths, 0.38, color=color, label=label)
+    axes.axvline(TARGET_TOP1, color="grey", linewidth=0.8, linestyle=":")
+    axes.set_yticks(places, names)
+    axes.set(xlim=(0, 1.005), xlabel="share of predictions with the adapter's first choice")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def _label(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
