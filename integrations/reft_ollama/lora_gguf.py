@@ -18,7 +18,8 @@ import gguf
 import torch
 from torch import Tensor
 
-from reft_ollama.architectures.base import Architecture, interleave_rotary
+from reft_ollama.architectures.base import Architecture
+from reft_ollama.architectures.rotary import interleave_rotary
 from reft_plugins.errors import AdapterError, ExportError, UnsupportedProgramError
 from reft_plugins.program import Node, Program, WeightDelta
 

@@ -92,12 +92,13 @@ def _scaled(config: PretrainedConfig, long: bool) -> tuple[Tensor, float]:
     return scaled.double(), float(factor)
 
 
-def interleave_rotary(tensor: Tensor, heads: int, rotated: int) -> Tensor:
+def interleave_rotary(tensor: Tensor, heads: int, rotated: int | None = None) -> Tensor:
     """Rows of a query or key projection, `[heads * size, ...]`, from half-and-half order to neighbouring pairs.
 
     Args:
-        rotated: dimensions of a head that are rotated; those behind them stay where they are.
+        rotated: dimensions of a head that are rotated, all of them if not given; those behind them stay in place.
     """
     rows = tensor.reshape(heads, tensor.shape[0] // heads, *tensor.shape[1:])
+    rotated = rows.shape[1] if rotated is None else rotated
     halves = rows[:, :rotated].unflatten(1, (2, rotated // 2))
     return torch.cat([halves.transpose(1, 2).flatten(1, 2), rows[:, rotated:]], dim=1).reshape(tensor.shape)
