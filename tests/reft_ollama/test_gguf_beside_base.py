@@ -16,7 +16,7 @@ from tiny_bases import make_base
 from tiny_models import sentences
 from transformers import AutoConfig, AutoTokenizer
 
-from reft_ollama.architectures.base import ARCHITECTURES, architecture_of
+from reft_ollama.architectures.table import ARCHITECTURES, architecture_of
 from reft_ollama.control_vector import make_control_vector, write_control_vector
 from reft_ollama.llama_cpp import LlamaCppModel
 from reft_ollama.lora_gguf import CONVERTED_AS, Lora, LoraTensor, make_lora, write_lora

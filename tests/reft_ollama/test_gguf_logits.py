@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import make_tiny_llama, sentences
 from transformers import AutoConfig, AutoTokenizer
 
-from reft_ollama.architectures.base import architecture_of
+from reft_ollama.architectures.table import architecture_of
 from reft_ollama.export import export_ollama
 from reft_ollama.llama_cpp import compare_llama_cpp
 from reft_ollama.plan.planning import make_plan

@@ -236,7 +236,7 @@ def test_values_that_do_not_fit_the_format_are_an_error(tiny_llama: Path, tmp_pa
 def test_other_architectures_are_refused_by_name(tiny_llama: Path, tmp_path: Path) -> None:
     from transformers import AutoConfig, GPT2Config
 
-    from reft_ollama.architectures.base import architecture_of
+    from reft_ollama.architectures.table import architecture_of
 
     with pytest.raises(ExportError, match="does not write 'gpt2' models; it writes llama"):
         architecture_of(GPT2Config())

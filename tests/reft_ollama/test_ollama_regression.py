@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from reft_ollama.architectures.base import architecture_of
+from reft_ollama.architectures.table import architecture_of
 from reft_ollama.weights.checkpoint import Checkpoint
 from reft_ollama.weights.installation import install
 from reft_ollama.weights.stack import BaseWeights, parameters
