@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from reft_plugins.activations import FUNCTIONS
 from reft_plugins.program import Edit
 
 
@@ -31,7 +32,24 @@ class AffineEdit:
     @property
     def constant(self) -> bool:
         """Whether the change is the same for every `h`."""
-        return not bool(torch.any(self.down.T @ self.up))
+        return not any(bool(torch.any(part.T @ self.up)) for part in self.down.split(1024, dim=1))
+
+    @property
+    def linear(self) -> bool:
+        """Whether `h = 0` stays what it is."""
+        return not bool(torch.any(self.constant_part().shift))
+
+    @property
+    def gains(self) -> Tensor | None:
+        """What each element is multiplied by, `[hidden]`, where the edit does no more to it than that and adding."""
+        rows, columns = (self.down != 0).any(1), (self.up != 0).any(1)
+        used = rows & columns
+        down, up = self.down[used], self.up[used]
+        single = ((down != 0).sum(1) == 1) & ((up != 0).sum(1) == 1)
+        same = (down != 0).int().argmax(1) == (up != 0).int().argmax(1)
+        if not bool((single & same).all()):
+            return None
+        return 1 + (down * up).sum(0)
 
     def constant_part(self) -> AffineEdit:
         """What is added to `h = 0`, as an edit of rank 0."""
@@ -72,7 +90,7 @@ def _single(edit: Edit, zero: Tensor) -> AffineEdit:
     if edit.down is not None and edit.up is not None:
         constant = torch.zeros(edit.rank, dtype=torch.float64) if edit.bias is None else edit.bias.double()
         if not torch.any(edit.down):
-            shift = shift + _activate(edit.activation, constant) @ edit.up.double()
+            shift = shift + FUNCTIONS[edit.activation](constant) @ edit.up.double()
         else:
             down.append(edit.down.double())
             up.append(edit.up.double())
@@ -104,16 +122,3 @@ def _add(one: AffineEdit, other: AffineEdit) -> AffineEdit:
         torch.cat([one.bias, other.bias]),
         one.shift + other.shift,
     )
-
-
-def _activate(name: str, values: Tensor) -> Tensor:
-    from torch.nn import functional
-
-    if name == "identity":
-        return values
-    if name in ("tanh", "sigmoid"):
-        return torch.tanh(values) if name == "tanh" else torch.sigmoid(values)
-    if name == "gelu_tanh":
-        return functional.gelu(values, approximate="tanh")
-    result: Tensor = getattr(functional, name)(values)
-    return result

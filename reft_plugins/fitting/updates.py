@@ -1,14 +1,13 @@
-"""Exact changes of a linear module `y = W x + b`: what a program node becomes once it is merged into the weights."""
+"""Changes of a module that are what an edit does, or are fitted to it; for `WeightDelta` see `merged`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
 from reft_plugins.fitting.affine import AffineEdit
-from reft_plugins.program import WeightDelta
 
 
 class Update(Protocol):
@@ -35,41 +34,48 @@ class RowWise(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class MergedDelta:
-    """A `WeightDelta` on all tokens; its meaning is defined there."""
+class AffineInput:
+    """An affine edit of what the module reads: `x <- x + (x downᵀ + bias) up + shift`."""
 
-    delta: WeightDelta
+    edit: AffineEdit
 
     def adds_bias(self) -> bool:
-        """Only a delta with a bias of its own adds one."""
-        return self.delta.bias is not None or self.delta.new_bias is not None
+        """Where the edit has a constant part."""
+        return not self.edit.linear
 
     def __call__(self, weight: Tensor, bias: Tensor | None, base: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`W <- output_scale * magnitude / |row| * (W + scaling * b a) * input_scale`."""
-        delta = self.delta
-        if delta.new_weight is not None:
-            weight = base = delta.new_weight.to(weight)
-        if delta.new_bias is not None:
-            bias = delta.new_bias.to(weight)
-        if delta.a is not None and delta.b is not None:
-            change = (delta.scaling * delta.b.to(weight)) @ delta.a.to(weight)
-            weight = weight + change
-            base = base + change
-        if delta.magnitude is not None:
-            weight = weight * (delta.magnitude.to(weight) / base.norm(dim=1))[:, None]
-        if delta.input_scale is not None:
-            weight = weight * delta.input_scale.to(weight)
-        if delta.output_scale is not None:
-            weight = weight * delta.output_scale.to(weight)[:, None]
-            bias = None if bias is None else bias * delta.output_scale.to(bias)
-        return weight, _sum(bias, delta.bias)
+        """`W <- W + W upᵀ down`, `b <- b + W (upᵀ bias + shift)`, in float64 on the way."""
+        edit, wide = self.edit.to(weight.device), weight.double()
+        changed = weight + ((wide @ edit.up.T) @ edit.down).to(weight)
+        return changed, bias if edit.linear else _sum(bias, (wide @ edit.constant_part().shift).to(weight))
 
     def rows(self, start: int, stop: int) -> Self:
         """See `RowWise`."""
-        by_row = ("b", "bias", "magnitude", "output_scale", "new_weight", "new_bias")
-        own = {name: getattr(self.delta, name) for name in by_row}
-        cut: dict[str, Any] = {name: None if tensor is None else tensor[start:stop] for name, tensor in own.items()}
-        return replace(self, delta=replace(self.delta, **cut))
+        return self
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AffineRows:
+    """An affine edit of the rows of an embedding: `scale * e <- scale * e + (scale * e downᵀ + bias) up + shift`.
+
+    Attributes:
+        scale: what the model multiplies embeddings by.
+    """
+
+    edit: AffineEdit
+    scale: float = 1.0
+
+    def adds_bias(self) -> bool:
+        """Never."""
+        return False
+
+    def __call__(self, weight: Tensor, bias: Tensor | None, base: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Change every row, in float64 on the way."""
+        return weight + (self.edit.to(weight.device).change(weight * self.scale) / self.scale).to(weight), bias
+
+    def rows(self, start: int, stop: int) -> Self:
+        """See `RowWise`."""
+        return self
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,38 +85,44 @@ class AffineOutput:
     edit: AffineEdit
 
     def adds_bias(self) -> bool:
-        """Always: the constant part goes there."""
-        return True
+        """Where the edit has a constant part."""
+        return not self.edit.linear
 
     def __call__(self, weight: Tensor, bias: Tensor | None, base: Tensor) -> tuple[Tensor, Tensor | None]:
         """`W <- W + upᵀ down W`, `b <- b + upᵀ (down b + bias) + shift`, in float64 on the way."""
-        down, up, constant = (t.to(weight.device) for t in (self.edit.down, self.edit.up, self.edit.bias))
-        change = (up.T @ (down @ weight.double())).to(weight)
+        edit = self.edit.to(weight.device)
+        changed = weight + (edit.up.T @ (edit.down @ weight.double())).to(weight)
         if bias is not None:
-            constant = constant + down @ bias.double()
-        added = up.T @ constant + self.edit.shift.to(weight.device)
-        return weight + change, _sum(bias, added.to(weight))
+            bias = bias + edit.change(bias).to(bias)
+        elif not edit.linear:
+            bias = edit.constant_part().shift.to(weight)
+        return changed, bias
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LowRank:
-    """`W <- W + left right`, `b <- b + constant`: `left` `[out, rank]`, `right` `[rank, in]`, `constant` `[out]`."""
+    """`W <- W + left right`, `b <- b + constant`.
+
+    `left` `[out, rank]`, `right` `[rank, in]`, `constant` `[out]` or None for a module that keeps its bias.
+    """
 
     left: Tensor
     right: Tensor
-    constant: Tensor
+    constant: Tensor | None = None
 
     def adds_bias(self) -> bool:
-        """Always."""
-        return True
+        """Only where it has a constant part."""
+        return self.constant is not None
 
     def __call__(self, weight: Tensor, bias: Tensor | None, base: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Add both."""
-        return weight + (self.left @ self.right).to(weight), _sum(bias, self.constant.to(weight))
+        """Add them."""
+        constant = None if self.constant is None else self.constant.to(weight)
+        return weight + (self.left @ self.right).to(weight), _sum(bias, constant)
 
     def rows(self, start: int, stop: int) -> Self:
         """See `RowWise`."""
-        return replace(self, left=self.left[start:stop], constant=self.constant[start:stop])
+        constant = None if self.constant is None else self.constant[start:stop]
+        return replace(self, left=self.left[start:stop], constant=constant)
 
 
 def _sum(bias: Tensor | None, more: Tensor | None) -> Tensor | None:

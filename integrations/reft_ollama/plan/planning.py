@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from reft_ollama.architectures.base import Architecture
-from reft_ollama.plan.deltas import plan_delta
+from reft_ollama.plan.deltas import embeddings_change, sort_deltas
 from reft_ollama.plan.edits import sort_edits
 from reft_ollama.plan.widened import everywhere
+from reft_ollama.weights.final_states import FinalStates
 from reft_plugins.fitting.affine import AffineEdit
 from reft_plugins.fitting.updates import Update
-from reft_plugins.program import Edit, KeyValuePrefix, Node, Program, VirtualTokens, WeightDelta
+from reft_plugins.program import Edit, KeyValuePrefix, Node, Program, VirtualTokens, WeightDelta, canonical
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -26,24 +27,27 @@ class Plan:
 
     Attributes:
         updates: exact changes per linear module (transformers naming), in order.
-        constants: per layer a vector `[hidden]` added to its output, where its `down_proj` can have no bias.
+        constants: per layer a vector `[hidden]` added to its output, -1 standing for the embeddings, where no bias and
+            no row can hold it; inner_constants: added to the stream between a layer's attention and MLP.
         virtual_tokens: learned embeddings `[n, hidden]` in front of every prompt.
-        lowered_by: keeps virtual tokens from being generated, see `reft_ollama.weights.virtual_tokens`; found by
-            running the adapter.
+        final_states: measured, to keep virtual tokens from being generated.
         on_prefix: nodes that only touch the constant beginning of every prompt.
         remainder: nodes that can only be fitted, at all positions, in program order.
         residual: the remainder as one affine edit per layer's output, empty where it has nodes of other kinds.
         widened: nodes that applied to some positions and were widened to all of them.
+        warnings: what a user of the file has to know: why nodes are in the remainder, and what engines it needs.
     """
 
     updates: dict[str, list[Update]] = field(default_factory=dict)
     constants: dict[int, Tensor] = field(default_factory=dict)
+    inner_constants: dict[int, Tensor] = field(default_factory=dict)
     virtual_tokens: Tensor | None = None
-    lowered_by: Tensor | None = None
+    final_states: FinalStates | None = None
     on_prefix: list[Node] = field(default_factory=list)
     remainder: list[Node] = field(default_factory=list)
     residual: dict[int, AffineEdit] = field(default_factory=dict)
     widened: list[Node] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def exact(self) -> bool:
@@ -68,29 +72,49 @@ def make_plan(
         AdapterError: a module the base model does not have.
     """
     plan = Plan()
-    linear = architecture.linear_modules(config)
-    nodes = [_widened(node, plan, approximate, program.virtual_tokens > 0) for node in program]
-    for node in nodes:
-        if isinstance(node, WeightDelta):
-            plan_delta(node, plan.updates, linear)
+    nodes = [_everywhere(node, plan, approximate, program, architecture, config) for node in program]
     learned = [node.embeddings for node in nodes if isinstance(node, VirtualTokens)]
     plan.virtual_tokens = torch.cat(learned) if learned else None
-    sorted_edits = sort_edits([node for node in nodes if isinstance(node, Edit)], architecture)
-    for module, update in sorted_edits.updates:
+    deltas = sort_deltas((node for node in nodes if isinstance(node, WeightDelta)), architecture, config)
+    edits = sort_edits([node for node in nodes if isinstance(node, Edit)], architecture, config)
+    plan.updates = deltas.updates
+    for module, update in edits.updates:
         plan.add(module, update)
-    plan.constants = sorted_edits.constants
-    fitted = {id(node) for node in sorted_edits.fitted} | {id(n) for n in nodes if isinstance(n, KeyValuePrefix)}
+    plan.constants, plan.inner_constants = edits.constants, edits.inner_constants
+    if deltas.embeddings is not None:
+        plan.constants[-1] = deltas.embeddings + plan.constants.get(-1, 0)
+    fitted = {id(node) for node in edits.fitted} | {id(node) for node in nodes if isinstance(node, KeyValuePrefix)}
     plan.remainder = [node for node in nodes if id(node) in fitted]
-    if len(fitted) == sorted_edits.residual_nodes:
-        plan.residual = sorted_edits.residual
+    if len(fitted) == edits.residual_nodes:
+        plan.residual = edits.residual
+    plan.warnings = [*deltas.warnings, *edits.reasons]
     return plan
 
 
-def _widened(node: Node, plan: Plan, approximate: bool, virtual: bool) -> Node:
+def _everywhere(
+    node: Node,
+    plan: Plan,
+    approximate: bool,
+    program: Program,
+    architecture: Architecture,
+    config: PretrainedConfig,
+) -> Node:
+    """The node at all positions. Weights change virtual tokens too, and edits leave them alone."""
     if not isinstance(node, Edit | WeightDelta):
         return node
-    spared = virtual and isinstance(node, Edit)
-    if node.positions.everywhere and not spared:
+    reached = isinstance(node, Edit) and program.virtual_tokens and not _spares(node, architecture, config)
+    if node.positions.everywhere and not reached:
         return node
     plan.widened.append(node)
     return everywhere(node, approximate)
+
+
+def _spares(edit: Edit, architecture: Architecture, config: PretrainedConfig) -> bool:
+    """Whether an edit that weights hold changes virtual tokens only where no other token sees it.
+
+    Their embeddings are rows of their own, and after the last layer's keys and values nobody reads them.
+    """
+    component = canonical(edit.site.component)
+    if component == "block_input":
+        return edit.site.layer == 0 and embeddings_change(architecture, config)
+    return edit.site.layer == int(config.num_hidden_layers) - 1

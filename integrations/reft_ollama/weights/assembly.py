@@ -10,7 +10,7 @@ from reft_ollama.plan.planning import Plan
 from reft_ollama.weights.checkpoint import Checkpoint
 from reft_ollama.weights.constant_layers import ConstantLayers
 from reft_ollama.weights.stack import BaseWeights, Untied, Updated, Weights
-from reft_ollama.weights.virtual_tokens import WithVirtualTokens
+from reft_ollama.weights.virtual_tokens import with_virtual_tokens
 from reft_ollama.weights.widening import Widened, Widening
 from reft_plugins.fitting.updates import Update
 
@@ -35,11 +35,11 @@ def assemble(
     fitted = fitted or {}
     updates = {name: [*plan.updates.get(name, []), *fitted.get(name, [])] for name in {*plan.updates, *fitted}}
     weights: Weights = BaseWeights(checkpoint, architecture, config)
-    if architecture.head in updates or plan.virtual_tokens is not None:
+    if architecture.head in updates:
         weights = Untied(weights, architecture)
     weights = Updated(weights, updates)
     if plan.virtual_tokens is not None:
-        weights = WithVirtualTokens(weights, architecture, plan.virtual_tokens, plan.lowered_by)
+        weights = with_virtual_tokens(weights, architecture, plan.virtual_tokens, plan.final_states)
     if widening is not None:
         weights = Widened(weights, architecture, widening)
-    return ConstantLayers(weights, architecture, plan.constants)
+    return ConstantLayers(weights, architecture, plan.constants, plan.inner_constants)

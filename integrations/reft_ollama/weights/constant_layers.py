@@ -6,9 +6,9 @@ inserted layer behind the edited one adds the vector instead. Its attention is z
 the form `z sigma(z)`, SiLU and GELU alike, give `z² sigma(z) + z² sigma(-z) = z²`, so that all neurons together come to
 `g² sum(n²) = g² hidden`, whatever the state is, and `down_proj` is the vector over that in every column.
 
-RMSNorm's epsilon takes the share `epsilon / (mean(h²) + epsilon)` away from the vector: 1e-6 of it for states of size 1
-at Qwen3's epsilon. In Gemma a norm follows the MLP; there only the direction of what the MLP makes counts, the vector is
-that norm's weight, and nothing is lost.
+RMSNorm's epsilon takes the share `epsilon / (mean(h²) + epsilon)` away from the vector: 1e-6 of it for states of size
+1 at Qwen3's epsilon. In Gemma a norm follows the MLP; there only the direction of what the MLP makes counts, the vector
+is that norm's weight, and nothing is lost.
 
 A bias of the value projection would do the same (attention's weights sum to 1) without a share lost, but files of these
 architectures with such a bias are refused by older llama.cpp, while every engine that runs the architecture at all runs
