@@ -49,7 +49,7 @@ class TransformersRuntime:
             attn_implementation=attention or attention_implementation(directory),
         )
         self.model.to(self.device).eval()
-        self._stops = self._stop_tokens()
+        self.stop_tokens = self._stop_tokens()
         # Whatever a GenerationConfig leaves open, transformers fills in from the model's own: sampling, penalties, EOS.
         self.model.generation_config = GenerationConfig()
         self._allow_base_mismatch = allow_base_mismatch
@@ -86,7 +86,7 @@ class TransformersRuntime:
         rows = [self.tokenizer(p).input_ids if isinstance(p, str) else list(p) for p in prompts]
         _refuse_empty(rows)
         programs = self._programs(one_per_prompt(prompts, adapters))
-        stops = self._stops
+        stops = self.stop_tokens
         fill = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else (stops[0] if stops else 0)
         width = max(map(len, rows))
         tokens = torch.tensor([[fill] * (width - len(row)) + row for row in rows], device=self.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from reft_plugins.fidelity.records import Number, Record
@@ -17,8 +17,8 @@ PROMPTS, ANSWER_TOKENS = 32, 32
 BATCH = 8
 """Prompts answered at once."""
 
-Generate = Callable[[list[list[int]]], list[list[int]]]
-"""Greedy answers of at most `ANSWER_TOKENS` tokens to prompts of token ids, without what stands in front of them."""
+Generate = Callable[[list[int], int, Collection[int]], list[int]]
+"""Greedy answer to a prompt: at most so many tokens, the last one being the first of some stop tokens that came up."""
 
 
 class AnswerAgreement(Record):
@@ -49,7 +49,7 @@ class Answers:
     """
 
     def __init__(self, runtime: Any, adapter: Adapter, texts: Sequence[Text]) -> None:
-        self._runtime = runtime
+        self._runtime, self._stops = runtime, frozenset(runtime.stop_tokens)
         self._prompts = choose_prompts(texts)
         self._wanted = _greedy(runtime, self._prompts, adapter)
         self._base = _agreement(self._wanted, _greedy(runtime, self._prompts, None))
@@ -63,7 +63,7 @@ class Answers:
         if not self._prompts:
             return None
         if generate is not None:
-            found = generate([list(prompt) for prompt in self._prompts])
+            found = [generate(list(prompt), ANSWER_TOKENS, self._stops) for prompt in self._prompts]
         else:
             found = _greedy(self._runtime, [(*in_front, *prompt) for prompt in self._prompts], None)
         identical, agreement = _agreement(self._wanted, found)

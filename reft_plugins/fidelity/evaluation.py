@@ -61,24 +61,24 @@ class Evaluator:
         """The model of `reference` as it is now, without what takes longer: enough to choose between candidates."""
         return self._evaluation(self._predictions.compare())
 
-    def installed(self, layers: Sequence[int] | None = None) -> Evaluation:
-        """The model of `reference` as it is now.
-
-        Args:
-            layers: where each layer of the base model is among the model's layers, if it has more now.
-        """
+    def installed(self) -> Evaluation:
+        """The model of `reference` as it is now."""
         answers = self._answers.compare(in_front=self._reference.in_front)
-        return self._evaluation(self._predictions.compare(), self._states.compare(layers), answers)
+        return self._evaluation(self._predictions.compare(), self._states.compare(), answers)
 
     def student(self, logits: Student, generate: Generate | None = None) -> Evaluation:
         """Any other model, for example a quantised file in llama.cpp.
 
         Args:
             logits: of a text, float32 `[len(token_ids), vocabulary or more]`.
-            generate: greedy answers to prompts; without it answers are not compared.
+            generate: greedy answers; without it answers are not compared.
         """
         answers = None if generate is None else self._answers.compare(generate)
         return self._evaluation(self._predictions.compare(logits), answers=answers)
+
+    def release_model(self) -> None:
+        """Let go of the reference's model; from now on only a `student` can be measured."""
+        self._reference.model = None
 
     def close(self) -> None:
         """Free the disk space."""

@@ -58,25 +58,21 @@ class LayerStates:
         self._places: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = {}
         for index, batch in enumerate(self._batches):
             with reference.running(batch, reference.program):
-                self._forward(batch, None, partial(self._keep, index))
-        self._base = self._errors(None)
+                self._forward(batch, partial(self._keep, index))
+        self._base = self._errors()
 
-    def compare(self, layers: Sequence[int] | None = None) -> tuple[LayerError, ...]:
-        """Errors of the model as it is now.
-
-        Args:
-            layers: where each layer of the base model is found among the model's layers, if it has more now.
-        """
+    def compare(self) -> tuple[LayerError, ...]:
+        """Errors of the model as it is now."""
         return tuple(
             LayerError(layer=layer, error=error, base_error=base)
-            for layer, (error, base) in enumerate(zip(self._errors(layers), self._base, strict=True))
+            for layer, (error, base) in enumerate(zip(self._errors(), self._base, strict=True))
         )
 
     def close(self) -> None:
         """Free the disk space."""
         self._file.close()
 
-    def _errors(self, layers: Sequence[int] | None) -> list[float]:
+    def _errors(self) -> list[float]:
         sums, tokens = torch.zeros(self._count, dtype=torch.float64), 0
 
         def add(index: int, layer: int, got: Tensor) -> None:
@@ -87,14 +83,13 @@ class LayerStates:
         for index, batch in enumerate(self._batches):
             tokens += int(self._measured(batch).sum())
             with torch.inference_mode():
-                self._forward(batch, layers, partial(add, index))
+                self._forward(batch, partial(add, index))
         errors: list[float] = (sums / max(tokens, 1)).sqrt().tolist()
         return errors
 
-    def _forward(self, batch: Batch, layers: Sequence[int] | None, handle: Handle) -> None:
-        model = self._reference.model
-        found = list(decoder_layers(model, model.config.get_text_config().num_hidden_layers)[1])
-        with _watching(found, layers or range(self._count), self._measured(batch), handle):
+    def _forward(self, batch: Batch, handle: Handle) -> None:
+        layers = list(decoder_layers(self._reference.model, self._count)[1])
+        with _watching(layers, self._measured(batch), handle):
             self._reference.forward(batch, logits=False)
 
     def _measured(self, batch: Batch) -> Tensor:
@@ -116,7 +111,7 @@ class LayerStates:
 
 
 @contextmanager
-def _watching(modules: Sequence[nn.Module], layers: Sequence[int], chosen: Tensor, handle: Handle) -> Iterator[None]:
+def _watching(layers: Sequence[nn.Module], chosen: Tensor, handle: Handle) -> Iterator[None]:
     """Hand over the states behind `layers` at the chosen tokens while a forward pass computes them."""
 
     def report(layer: int, states: Any) -> None:
@@ -131,9 +126,9 @@ def _watching(modules: Sequence[nn.Module], layers: Sequence[int], chosen: Tenso
 
     with ExitStack() as stack:
         for layer, follower in enumerate(layers[1:]):
-            hook = modules[follower].register_forward_pre_hook(partial(before, layer), with_kwargs=True)
+            hook = follower.register_forward_pre_hook(partial(before, layer), with_kwargs=True)
             stack.callback(hook.remove)
-        last = modules[-1].register_forward_hook(partial(after, len(layers) - 1))
+        last = layers[-1].register_forward_hook(partial(after, len(layers) - 1))
         stack.callback(last.remove)
         yield
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +32,11 @@ class Bench:
         """Of the runtime's model as it is."""
         return torch.as_tensor(self.runtime.logits(token_ids))
 
-    def generate(self, prompts: list[list[int]]) -> list[list[int]]:
+    def generate(self, prompt: list[int], max_new_tokens: int, stops: Collection[int]) -> list[int]:
         """Of the runtime's model as it is."""
-        return [answer.token_ids for answer in self.runtime.generate(prompts, max_new_tokens=32)]
+        answer = list(self.runtime.generate([prompt], max_new_tokens=max_new_tokens, ignore_eos=True)[0].token_ids)
+        end = next((index + 1 for index, token in enumerate(answer) if token in stops), len(answer))
+        return answer[:end]
 
 
 def held_out(tokenizer: Any) -> list[Text]:

@@ -108,8 +108,9 @@ def test_a_damaged_first_token_reaches_everything_behind_it(bench: Bench) -> Non
 
 
 def test_answers_of_a_student_are_compared_token_by_token(bench: Bench) -> None:
-    def wrong_after_three(prompts: list[list[int]]) -> list[list[int]]:
-        return [[*answer[:3], 0, *answer[4:]] for answer in bench.generate(prompts)]
+    def wrong_after_three(*arguments: Any) -> list[int]:
+        answer = bench.generate(*arguments)
+        return [*answer[:3], 0, *answer[4:]]
 
     exact = bench.evaluator.student(bench.logits, bench.generate).answers
     damaged = bench.evaluator.student(bench.logits, wrong_after_three).answers
