@@ -8,19 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from gguf_files import write
 from raw_programs import as_adapter
 from safetensors.torch import load_file, save_file
 from tiny_models import make_tiny_llama, sentences
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from reft_ollama.architectures.table import architecture_of
 from reft_ollama.export import export_ollama
 from reft_ollama.llama_cpp import compare_llama_cpp
 from reft_ollama.plan.planning import make_plan
-from reft_ollama.tokenizers.conversion import convert_tokenizer
-from reft_ollama.weights.assembly import assemble
-from reft_ollama.weights.checkpoint import Checkpoint
-from reft_ollama.weights.gguf_file import write_gguf
 from reft_plugins import plugins
 from reft_plugins.adapter import Adapter
 from reft_plugins.errors import UnsupportedProgramError
@@ -30,18 +27,6 @@ from reft_plugins.program import Edit, Node, Program, Site, WeightDelta
 
 EXACT = 1e-4
 ALL = Positions.parse("all")
-
-
-def write(base: Path, program: Program, target: Path, dtype: str = "f32") -> Path:
-    """A GGUF file for a program that merges exactly."""
-    config = AutoConfig.from_pretrained(base)
-    architecture = architecture_of(config)
-    plan = make_plan(program, architecture, config)
-    assert plan.exact
-    tokenizer = convert_tokenizer(AutoTokenizer.from_pretrained(base), config.vocab_size)
-    weights = assemble(plan, Checkpoint(base), architecture, config)
-    write_gguf(target, weights, architecture, tokenizer, dtype=dtype)
-    return target
 
 
 def check(base: Path, adapter: Adapter, target: Path, dtype: str = "f32") -> Fidelity:

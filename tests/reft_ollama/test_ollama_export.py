@@ -238,7 +238,7 @@ def test_other_architectures_are_refused_by_name(tiny_llama: Path, tmp_path: Pat
 
     from reft_ollama.architectures.table import architecture_of
 
-    with pytest.raises(ExportError, match="does not write 'gpt2' models; it writes llama"):
+    with pytest.raises(ExportError, match="does not write 'gpt2' models; it writes gemma2, .*llama"):
         architecture_of(GPT2Config())
     config = AutoConfig.from_pretrained(tiny_llama)
     config.hidden_act = "gelu"
