@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import gguf
@@ -234,7 +235,7 @@ class Architecture:
         """
         module, _, kind = name.rpartition(".")
         part = self.part_of(module)
-        names = gguf.get_tensor_name_map(self.target, config.num_hidden_layers)
+        names = _tensor_names(self.target, config.num_hidden_layers)
         target = names.get_name(name, try_suffixes=(".weight", ".bias"))
         misplaced = part not in self.biases if kind == "bias" else part == "head" and not self.own_head
         if target is None or part is None or misplaced:
@@ -269,3 +270,9 @@ def architecture_of(config: PretrainedConfig) -> Architecture:
     from reft_ollama.architectures.table import architecture_of as lookup
 
     return lookup(config)
+
+
+@cache
+def _tensor_names(target: gguf.MODEL_ARCH, layers: int) -> gguf.TensorNameMap:
+    """Kept, because making it takes longer than writing a small model's tensors."""
+    return gguf.get_tensor_name_map(target, layers)
