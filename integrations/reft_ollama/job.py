@@ -19,11 +19,11 @@ from reft_ollama.tokenizers.conversion import GgufTokenizer, convert_tokenizer
 from reft_ollama.tokenizers.virtual_tokens import with_virtual_tokens
 from reft_ollama.weights.assembly import assemble
 from reft_ollama.weights.checkpoint import Checkpoint
+from reft_ollama.weights.final_states import measure_final_states
 from reft_ollama.weights.formats import FORMATS
 from reft_ollama.weights.installation import install
 from reft_ollama.weights.rounding import Rounded
 from reft_ollama.weights.stack import Weights
-from reft_ollama.weights.virtual_tokens import final_states, lowering_direction
 from reft_ollama.weights.widening import Widening
 from reft_plugins.base_model import locate
 from reft_plugins.errors import ExportError, UnsupportedProgramError
@@ -166,8 +166,8 @@ class Job:
         reference = Reference(runtime, self.program)
         self.progress("Running the adapter on held-out text", 0, 0)
         if self.plan.virtual_tokens is not None:
-            states = final_states(reference, texts.held_out, self.architecture.head)
-            self.plan.lowered_by = lowering_direction(states)
+            norm = self.architecture.final_norm
+            self.plan.final_states = measure_final_states(reference, texts.held_out, norm)
         evaluator = Evaluator(reference, runtime, self.adapter, texts.held_out)
         try:
             candidates = self._candidates(reference, texts, strategy)

@@ -2,7 +2,8 @@
 
 New channels are zero in every token until something writes to them. RMSNorm takes the mean over more channels then,
 which a factor on its weight and a smaller epsilon undo: with `H` channels grown to `H'`,
-`x / sqrt(sum(x²) / H + epsilon) = sqrt(H / H') * x / sqrt(sum(x²) / H' + epsilon * H / H')`.
+`x / sqrt(sum(x²) / H + epsilon) = sqrt(H / H') * x / sqrt(sum(x²) / H' + epsilon * H / H')`. Where token embeddings are
+multiplied by the root of the hidden size, they get that factor too.
 
 Widths grow to a multiple of 32, or, where they were a multiple of 256 and at most a sixteenth is added, of 256: the
 block sizes of GGUF's quantisations.
@@ -18,39 +19,44 @@ from torch import Tensor
 from torch.nn import functional
 
 from reft_ollama.architectures.base import Architecture, head_size
-from reft_ollama.weights.stack import Shapes, Weights
+from reft_ollama.weights.stack import Blocks, Shapes, Weights, blocks
 from reft_plugins.errors import UnsupportedProgramError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _READS = ("query", "key", "value")
-_NORMS = ("attention_norm", "mlp_norm")
-PARTS = (*_NORMS, *_READS, "attention_output", "gate", "up", "mlp_output")
+_NORMS = ("attention_norm", "mlp_norm", "attention_post_norm", "mlp_post_norm", "final_norm")
+PARTS = ("attention_norm", "mlp_norm", *_READS, "attention_output", "gate", "up", "mlp_output")
 
 
 class Grown:
     """A model with at least `channels` more residual channels and `neurons` more MLP neurons, all of them zero.
+
+    Args:
+        written: whether something will be written to the channels behind the embedding.
 
     Attributes:
         hidden, width: hidden size and MLP width before, where the new channels and neurons begin.
         places: layer and part of each module of a decoder layer that reads or writes either.
 
     Raises:
-        UnsupportedProgramError: the architecture normalises what it adds to the residual stream, or fuses projections.
+        UnsupportedProgramError: the architecture normalises what is written, or fuses projections.
     """
 
-    def __init__(self, weights: Weights, architecture: Architecture, channels: int, neurons: int) -> None:
+    def __init__(
+        self, weights: Weights, architecture: Architecture, channels: int, neurons: int, written: bool = True
+    ) -> None:
         old = weights.config
         self.hidden, self.width = int(old.hidden_size), int(old.intermediate_size)
         self.places = {
             architecture.module(layer, part): (layer, part) for layer in range(old.num_hidden_layers) for part in PARTS
         }
         missing = next((name for name in self.places if f"{name}.weight" not in weights.shapes), None)
-        if architecture.post_norm or missing is not None:
+        if (architecture.post_norm and written) or missing is not None:
             raise UnsupportedProgramError(
                 f"base model: {old.model_type!r} cannot be given more residual channels, which this export needs "
-                f"({'it normalises what it adds to them' if architecture.post_norm else f'it has no {missing}'}). "
+                f"({f'it has no {missing}' if missing else 'it normalises what it adds to them'}). "
                 "Serve the adapter with vLLM instead (reft serve)"
             )
         self._weights, self._architecture = weights, architecture
@@ -63,28 +69,47 @@ class Grown:
 
     def module(self, name: str) -> dict[str, Tensor]:
         """See `reft_ollama.weights.stack.Weights`."""
-        rows, columns = self._added(name)
+        rows, _ = self._added(name)
+        offset = self._architecture.norm_offset if self._architecture.part_of(name) in _NORMS else 0.0
         grown = {}
         for kind, tensor in self._weights.module(name).items():
-            factor = math.sqrt(self.hidden / self.config.hidden_size) if kind == "weight" and self._is_norm(name) else 1
-            grown[kind] = functional.pad(factor * tensor, (0, rows) if tensor.ndim == 1 else (0, columns, 0, rows))
+            factor = self._factor(name) if kind == "weight" else 1.0
+            if tensor.ndim == 1:
+                grown[kind] = functional.pad(factor * (tensor + offset), (0, rows)) - offset
+            else:
+                grown[kind] = functional.pad(factor * tensor, (0, self._added(name)[1], 0, rows))
         return grown
+
+    def blocks(self, name: str) -> Blocks:
+        """See `reft_ollama.weights.stack.Streamed`: of the embedding and the output layer, which gain columns only."""
+        if name not in (self._architecture.embedding, self._architecture.head):
+            return {kind: (tensor,) for kind, tensor in self.module(name).items()}
+        factor, columns = self._factor(name), self._added(name)[1]
+        own = blocks(self._weights, name)["weight"]
+        return {"weight": (functional.pad(factor * block.float(), (0, columns)) for block in own)}
+
+    def _factor(self, module: str) -> float:
+        """What a module's weight is multiplied by."""
+        architecture, factor = self._architecture, math.sqrt(self.hidden / self.config.hidden_size)
+        part = architecture.part_of(module)
+        if part == "embedding":
+            return factor if architecture.scaled_embedding else 1.0
+        if part == "final_norm" and architecture.scaled_embedding and f"{architecture.head}.weight" not in self.shapes:
+            return 1.0
+        return factor if part in _NORMS else 1.0
 
     def _added(self, module: str) -> tuple[int, int]:
         """Rows and columns a module's weight gains."""
         channels = self.config.hidden_size - self.hidden
         neurons = self.config.intermediate_size - self.width
-        part = self.places.get(module, (0, ""))[1]
+        part = self._architecture.part_of(module)
         if part == "mlp_output":
             return channels, neurons
         if part in ("gate", "up"):
             return neurons, channels
-        if part in _READS or module in (self._architecture.embedding, self._architecture.head):
+        if part in (*_READS, "embedding", "head"):
             return 0, channels
-        return (channels, 0) if part == "attention_output" or self._is_norm(module) else (0, 0)
-
-    def _is_norm(self, module: str) -> bool:
-        return self.places.get(module, (0, ""))[1] in _NORMS or module == self._architecture.final_norm
+        return (channels, 0) if part == "attention_output" or part in _NORMS else (0, 0)
 
 
 def grown_config(old: PretrainedConfig, channels: int, neurons: int) -> PretrainedConfig:

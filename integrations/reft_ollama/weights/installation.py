@@ -41,7 +41,7 @@ def install(weights: Weights, architecture: Architecture, model: nn.Module, dtyp
             inserted.setdefault(index, {})[str(kind)] = new["weight"]
             continue
         target = name if old is None else f"{architecture.layer.format(old)}.{part}"
-        _replace(model.get_submodule(target), new, weights.config.rms_norm_eps)
+        _replace(model.get_submodule(target), new, weights.config)
     if f"{architecture.head}.weight" not in weights.shapes:
         model.get_submodule(architecture.head).weight = model.get_submodule(architecture.embedding).weight
     if layers is not None:
@@ -49,14 +49,17 @@ def install(weights: Weights, architecture: Architecture, model: nn.Module, dtyp
         _hooks[model] = [handle for n, add in added.items() for handle in _attach(layers[n], add, architecture, model)]
 
 
-def _replace(module: Any, new: Mapping[str, Tensor], epsilon: float) -> None:
+def _replace(module: Any, new: Mapping[str, Tensor], config: Any) -> None:
     old: Tensor = module.weight
     for kind, tensor in new.items():
         setattr(module, kind, nn.Parameter(tensor.to(old.device, old.dtype), requires_grad=False))
     if "bias" not in new and getattr(module, "bias", None) is not None:
         module.bias = None
-    if hasattr(module, "variance_epsilon"):
-        module.variance_epsilon = epsilon
+    for epsilon in ("variance_epsilon", "eps"):
+        if hasattr(module, epsilon):
+            setattr(module, epsilon, config.rms_norm_eps)
+    if hasattr(module, "embed_scale"):
+        module.embed_scale = old.new_tensor(config.hidden_size**0.5)
 
 
 class _Added:

@@ -1,13 +1,15 @@
 """Learned embeddings as tokens of the vocabulary, which a model reads and never writes.
 
 Every virtual token has a row in the embedding, which is what was learned, and one in the output layer, whose logit must
-never win. That row is the mean of all others, less a direction `d`:
+never win. That row is the mean of all others, less a multiple of a direction `d`:
 
 - The mean of some numbers is never above the largest of them, so the mean row loses to some real token whatever the
   hidden state `h` is; by Jensen's inequality its probability is at most `1 / V`, that of a token drawn at random.
-- `d` is a direction on which all final hidden states lie that were measured with the adapter: `d · h > 0` lowers the
-  logit further, by at least `DEPTH` on half of the states it was found with, and by half of that on the other half, or
-  else there is no `d`. Where `d · h` is not negative, the first sentence holds as it is.
+- `d` has a positive product with all final hidden states that were measured while the adapter ran, and those are of
+  tokens it was not found from as well (see `FinalStates.direction`): logits are `DEPTH` below the mean there, or half.
+  Where the product is not negative, the first sentence holds as it is. Without such a `d` the mean row remains.
+
+Where a file cannot have an output layer besides the embedding, see `reft_ollama.weights.signs`.
 """
 
 from __future__ import annotations
@@ -20,29 +22,38 @@ import torch
 from torch import Tensor
 
 from reft_ollama.architectures.base import Architecture
-from reft_ollama.weights.stack import Blocks, Shapes, Weights, blocks
-from reft_plugins.fidelity.reference import Reference
-from reft_plugins.fidelity.texts import Text
+from reft_ollama.weights.final_states import FinalStates
+from reft_ollama.weights.signs import Signed
+from reft_ollama.weights.stack import Blocks, Shapes, Untied, Weights, blocks
 
 DEPTH = 40.0
-"""How far below the mean logit a virtual token's is on the measured states, in nats."""
-
-_STEPS, _GAP = 300, 1e-3
-"""Limits of the search for a direction: steps, and how far from the best it may stop."""
+"""How far below the mean logit a virtual token's is on the measured states, in nats; half of it on those that check."""
 
 
-class WithVirtualTokens:
-    """A model with tokens appended to its vocabulary, and an output layer of its own; see this module's description.
+def with_virtual_tokens(
+    weights: Weights, architecture: Architecture, embeddings: Tensor, states: FinalStates | None
+) -> Weights:
+    """A model with tokens appended to its vocabulary, which it never generates.
 
     Args:
         embeddings: what the model reads in their place, `[n, hidden]`, as the transformers runtime puts it behind the
-            embedding module; lowered_by: `d`, `[hidden]`, None for the mean row as it is.
+            embedding module; states: measured with the adapter, None if nothing was.
+
+    Raises:
+        UnsupportedProgramError: see `Signed`.
     """
+    if not architecture.own_head:
+        return Signed(weights, architecture, embeddings, states)
+    return VirtualTokens(Untied(weights, architecture), architecture, embeddings, states)
+
+
+class VirtualTokens:
+    """A model with virtual tokens and an output layer of its own; see this module's description."""
 
     def __init__(
-        self, weights: Weights, architecture: Architecture, embeddings: Tensor, lowered_by: Tensor | None = None
+        self, weights: Weights, architecture: Architecture, embeddings: Tensor, states: FinalStates | None
     ) -> None:
-        self._weights, self._architecture, self._lowered_by = weights, architecture, lowered_by
+        self._weights, self._architecture, self._states = weights, architecture, states
         self._embeddings = embeddings.float()
         if architecture.scaled_embedding:
             self._embeddings = self._embeddings / math.sqrt(weights.config.hidden_size)
@@ -68,52 +79,10 @@ class WithVirtualTokens:
 
     def _losing_rows(self) -> Tensor:
         rows, hidden = self._weights.shapes[f"{self._architecture.head}.weight"]
-        total = torch.zeros(hidden, dtype=torch.float64)
+        row = torch.zeros(hidden, dtype=torch.float64)
         for block in blocks(self._weights, self._architecture.head)["weight"]:
-            total += block.double().sum(0)
-        row = total / rows
-        if self._lowered_by is not None:
-            row = row - self._lowered_by.double()
+            row += block.double().sum(0) / rows
+        direction = None if self._states is None else self._states.direction
+        if direction is not None:
+            row = row - DEPTH * direction
         return row.float().expand(len(self._embeddings), -1)
-
-
-def final_states(reference: Reference, texts: list[Text], head: str) -> Tensor:
-    """What the output layer `head` reads while the adapter runs, float32 `[tokens, hidden]`, of all texts' tokens."""
-    found: list[Tensor] = []
-    module = reference.model.get_submodule(head)
-    for _, batch in reference.batches(texts):
-
-        def keep(_: torch.nn.Module, args: tuple[Tensor, ...], mask: Tensor = batch.mask) -> None:
-            found.append(args[0][:, -mask.shape[1] :][mask.bool()].float().cpu())
-
-        handle = module.register_forward_pre_hook(keep)
-        try:
-            with reference.running(batch, reference.program):
-                reference.forward(batch)
-        finally:
-            handle.remove()
-    return torch.cat(found)
-
-
-def lowering_direction(states: Tensor) -> Tensor | None:
-    """The `d` of this module's description for states `[tokens, hidden]`, float64 `[hidden]`; None if there is none.
-
-    The shortest vector of the states' convex hull has the same positive product, its squared length, with the states
-    nearest to it and a larger one with all others (Gilbert 1966, SIAM J. Control 4, finds it step by step). There is
-    one unless the hull contains zero.
-    """
-    found, check = states[::2].double(), states[1::2].double()
-    if not len(check):
-        return None
-    point = found.mean(0)
-    for _ in range(_STEPS):
-        products = found @ point
-        nearest = found[products.argmin()]
-        gap = point @ point - products.min()
-        if gap <= _GAP * (point @ point):
-            break
-        point = point + (gap / (point - nearest).square().sum()).clamp(max=1.0) * (nearest - point)
-    margin = (found @ point).min()
-    if margin <= 0.1 * (point @ point) or (check @ point).min() < margin / 2:
-        return None
-    return point * (DEPTH / margin)

@@ -1,0 +1,114 @@
+"""Virtual tokens in a model whose output layer is its embedding, as llama.cpp takes it for granted of Gemma 2.
+
+A virtual token's row must be what was learned, so its logit cannot be chosen. The model gets `n` more residual channels
+instead, which the embedding alone writes to: `+r` in all of them for every real token, `-r` in the first half and `+r`
+in the second for a virtual one. They pass through the layers as they are, since nothing reads or writes them,
+and the final norm multiplies the first half by `g` and the second by `-g`. At a real token with `s` the root mean
+square of its final state, where the embedding `r` has become `a`, they add to the logits
+
+- of real tokens `n / 2 * (r * g * a / s - r * g * a / s) = 0`,
+- of virtual tokens `n / 2 * (-r * g * a / s - r * g * a / s) = -n * r * g * a / s`.
+
+`g` makes the latter outweigh what learned embeddings had as logits on the states that were measured, by `DEPTH` more.
+The norms see the square of `a`, the same in every token; `r` is so small that this is below float32's resolution,
+unless `g * a / s` would be more than a 16-bit float holds. `r` has few digits, so that every number format keeps it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from reft_ollama.architectures.base import Architecture
+from reft_ollama.weights.final_states import FinalStates
+from reft_ollama.weights.growth import Grown
+from reft_ollama.weights.stack import Blocks, Weights, blocks
+from reft_plugins.errors import UnsupportedProgramError
+
+CHANNELS = 32
+"""New channels at least: a block of GGUF's quantisations."""
+
+DEPTH = 24.0
+"""How far below a logit of 0 those of virtual tokens are on the measured states."""
+
+_ENERGY = 2.0**-24
+"""Of the new channels, against the mean square of an embedding."""
+
+_LARGEST = 2.0**15
+"""What the new channels may reach behind the final norm on measured states; half of the largest 16-bit float."""
+
+
+class Signed:
+    """A model with virtual tokens in its embedding; see this module's description.
+
+    Args:
+        embeddings: `[n, hidden]`, as the transformers runtime puts them behind the embedding module.
+
+    Raises:
+        UnsupportedProgramError: no states were measured.
+    """
+
+    def __init__(
+        self, weights: Weights, architecture: Architecture, embeddings: Tensor, states: FinalStates | None
+    ) -> None:
+        if states is None:
+            raise UnsupportedProgramError(
+                f"VirtualTokens({len(embeddings)}): {architecture.model_type} files use their embeddings as output "
+                "layer, so that how large a virtual token's logit gets has to be measured. Leave out --no-measure"
+            )
+        self._architecture = architecture
+        self._grown = Grown(weights, architecture, CHANNELS, 0, written=False)
+        old, new = self._grown.hidden, self._grown.config.hidden_size
+        count = new - old
+        into = math.sqrt(new) if architecture.scaled_embedding else 1.0
+        learned = embeddings.double() / (math.sqrt(old) if architecture.scaled_embedding else 1.0)
+        logits = (states.normalised.double() @ learned.T).amax(1).clamp_min(0)
+        needed = float((states.sizes * (DEPTH + logits)).max())
+        size = math.sqrt(_ENERGY * _mean_square(weights, architecture) * old / count) / into
+        self._size = _short(max(size, needed / float(states.sizes.min()) / (count * _LARGEST)))
+        self._gain = _short(needed / (count * self._size**2 * into * math.sqrt(new / old)), digits=8)
+        self._signs = torch.ones(count)
+        self._signs[: count // 2] = -1.0
+        self._rows = torch.cat([embeddings.float() / into, (self._signs * self._size).expand(len(embeddings), -1)], 1)
+        self.config = copy.deepcopy(self._grown.config)
+        self.config.vocab_size += len(embeddings)
+        rows, columns = self._grown.shapes[f"{architecture.embedding}.weight"]
+        self.shapes = {**self._grown.shapes, f"{architecture.embedding}.weight": (rows + len(embeddings), columns)}
+
+    def module(self, name: str) -> dict[str, Tensor]:
+        """See `reft_ollama.weights.stack.Weights`."""
+        return {kind: torch.cat([b.float() for b in several]) for kind, several in self.blocks(name).items()}
+
+    def blocks(self, name: str) -> Blocks:
+        """See `reft_ollama.weights.stack.Streamed`."""
+        own = blocks(self._grown, name)
+        if name == self._architecture.embedding:
+            own["weight"] = self._embedding()
+        elif name == self._architecture.final_norm:
+            weight = torch.cat(list(own["weight"]))
+            weight[self._grown.hidden :] = -self._signs * self._gain - self._architecture.norm_offset
+            own["weight"] = (weight,)
+        return own
+
+    def _embedding(self) -> Iterator[Tensor]:
+        for block in blocks(self._grown, self._architecture.embedding)["weight"]:
+            block[:, self._grown.hidden :] = self._size
+            yield block
+        yield self._rows
+
+
+def _short(number: float, digits: int = 3) -> float:
+    """The next larger number of so many binary digits."""
+    mantissa, exponent = math.frexp(number)
+    return math.ldexp(math.ceil(mantissa * 2**digits), exponent - digits)
+
+
+def _mean_square(weights: Weights, architecture: Architecture) -> float:
+    """Of what the layers read for a token, the median over all tokens."""
+    rows = [block.double().square().mean(1) for block in blocks(weights, architecture.embedding)["weight"]]
+    scale = weights.config.hidden_size if architecture.scaled_embedding else 1
+    return float(torch.cat(rows).median()) * scale
