@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +12,11 @@ from reft_plugins import plugins
 from reft_plugins.errors import ExportError
 
 if TYPE_CHECKING:
-    from reft_ollama.files import Staging
     from reft_ollama.job import Job
     from reft_ollama.writing import ModelFiles
     from reft_plugins.adapter import Adapter
     from reft_plugins.fidelity.comparison import Fidelity
-
-FIDELITY_FILE = "fidelity.json"
+    from reft_plugins.fidelity.evaluation import Evaluation
 
 STRATEGIES = ("auto", "low-rank", "neurons")
 """How affine edits of the residual stream are written; see `export_ollama`."""
@@ -32,12 +30,13 @@ class ExportResult:
     """A finished export.
 
     Attributes:
-        directory: holds `gguf`, `modelfile` and `fidelity.json`.
+        directory: holds `gguf`, `modelfile`, `fidelity.json` and reports.
         fidelity: the exported weights, as rounded in the file, against the adapter in transformers on held-out text;
             None if it was not measured.
         kind: `exact` where weights can hold precisely what the adapter does, else `approximated`.
         strategy: `merged`, `low-rank` or `neurons`.
-        sources: fidelity by source of the held-out text.
+        sources: fidelity by source of the held-out text; both of the first number format.
+        formats: everything that was measured, by number format.
         details: of the strategy: relative error per fitted layer, or how much the model grew.
         warnings: what differs or could be better, in sentences.
     """
@@ -49,6 +48,7 @@ class ExportResult:
     kind: str
     strategy: str = "merged"
     sources: dict[str, Fidelity] = field(default_factory=dict)
+    formats: dict[str, Evaluation] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -62,6 +62,7 @@ class ExportResult:
             "strategy": self.strategy,
             "fidelity": None if self.fidelity is None else self.fidelity.to_json(),
             "sources": {name: fidelity.to_json() for name, fidelity in self.sources.items()},
+            "formats": {name: evaluation.to_json() for name, evaluation in self.formats.items()},
             "details": self.details,
             "warnings": list(self.warnings),
         }
@@ -83,6 +84,7 @@ def export_ollama(
     host: str | None = None,
     min_top1: float = 0.9,
     measure: bool = True,
+    report: bool = True,
     force: bool = False,
     seed: int = 0,
     progress: Progress = lambda step, done, total: None,
@@ -105,8 +107,9 @@ def export_ollama(
         calibration_tokens: how many to fit on; by default ten per neuron of an MLP, at least 20,000.
         create: name under which to create the model in a running Ollama at `host` (default: `OLLAMA_HOST`).
         ollama_quantize: number format that Ollama is asked to convert the file to then, such as `q4_K_M`.
-        min_top1: fail below this top-1 agreement, unless `force`.
+        min_top1: fail if a file has a lower top-1 agreement, unless `force`.
         measure: False writes an exact export without running the model, which then need not fit into memory.
+        report: also write the certificate for people, `report.md` and `report.html`.
         seed: of sampled text; equal arguments give equal files.
 
     Raises:
@@ -114,11 +117,14 @@ def export_ollama(
         ExportError: the export would not be faithful, or the base model cannot be written.
         BaseMismatchError, AdapterError, UnknownReferenceError, DataError: see `reft_plugins.load`.
     """
+    from reft_ollama.certifying import certify
     from reft_ollama.client.creation import check_server, create_model
     from reft_ollama.files import Staging
     from reft_ollama.job import Job
     from reft_ollama.writing import all_names, model_files, write_ggufs
+    from reft_plugins.adapter import Adapter
     from reft_plugins.api import load
+    from reft_plugins.fidelity.report import DOCUMENTS, documents
 
     if strategy not in STRATEGIES:
         raise ExportError(f"strategy is one of {', '.join(STRATEGIES)}")
@@ -127,67 +133,64 @@ def export_ollama(
         check_server(create, host)
     job = Job.prepare(load(adapter, base=base), base, approximate, progress)
     ggufs, modelfiles = all_names()
-    with Staging(
-        Path(out), replaces=[*ggufs, *modelfiles, FIDELITY_FILE], last=[FIDELITY_FILE, *modelfiles]
-    ) as staging:
+    own_texts = {
+        "calibration": None if calibration is None else Path(calibration),
+        "held_out": None if held_out is None else Path(held_out),
+    }
+    speaking = [*DOCUMENTS, *modelfiles]
+    with Staging(Path(out), replaces=[*ggufs, *speaking], last=speaking) as staging, closing(job):
         if measure:
             runtime = plugins.runtimes.get("transformers")(base, dtype="float32")
             try:
                 job.choose_weights(
                     runtime,
                     strategy=strategy,
-                    dtype=files[0].dtype,
-                    calibration=None if calibration is None else Path(calibration),
+                    dtypes=[each.dtype for each in files],
                     calibration_tokens=calibration_tokens,
-                    held_out=None if held_out is None else Path(held_out),
                     seed=seed,
+                    **own_texts,
                 )
             finally:
                 runtime.close()
-            _check(job.fidelity, min_top1, force)
+            _check(job, min_top1, force)
         else:
             job.take_exact_weights()
         write_ggufs(job, staging, files)
-        result = _write_texts(job, staging, files)
+        job.measure_files({each.dtype: staging.path(each.gguf) for each in files})
+        _check(job, min_top1, force)
+        job.judge()
+        for each in files:
+            staging.path(each.modelfile).write_text(job.modelfile(each.gguf, each.dtype).text(), "utf-8")
+        asked_for = None if isinstance(adapter, Adapter) else adapter
+        certificate = certify(job, asked_for, staging.path(""), files, own_texts, seed)
+        for name, text in documents(certificate, report).items():
+            staging.path(name).write_text(text, "utf-8")
+        result = _result(job, staging.directory, files)
     if create is None:
         return result
-    shown = create_model(
-        create, result.gguf, job.modelfile(files[0].gguf), host=host, quantize=ollama_quantize, progress=progress
-    )
+    modelfile = job.modelfile(files[0].gguf, files[0].dtype)
+    shown = create_model(create, result.gguf, modelfile, host=host, quantize=ollama_quantize, progress=progress)
     return replace(result, warnings=(*result.warnings, *shown))
 
 
-def _check(fidelity: Fidelity, min_top1: float, force: bool) -> None:
-    if fidelity.top1_agreement < min_top1 and not force:
-        raise ExportError(
-            f"the exported model would choose another token than the adapter in "
-            f"{1 - fidelity.top1_agreement:.1%} of {fidelity.tokens} held-out predictions (top-1 agreement "
-            f"{fidelity.top1_agreement:.3f}, at least {min_top1} is asked for; mean KL {fidelity.mean_kl:.4f} nats). "
-            "Nothing was written. Serve the adapter with vLLM (reft serve), which runs it as it is; calibrate on text "
-            "of its task (--calibration); or write it nevertheless with --force"
-        )
+def _check(job: Job, min_top1: float, force: bool) -> None:
+    from reft_ollama.measuring import check_fidelity
+
+    for dtype, evaluation in job.evaluations.items():
+        check_fidelity(evaluation, dtype, 0.0 if force else min_top1, job.plan.exact)
 
 
-def _write_texts(job: Job, staging: Staging, files: Sequence[ModelFiles]) -> ExportResult:
-    """Write what goes with the GGUF files: the Modelfiles and the fidelity."""
-    out = staging.directory
-    measured = job.measured
-    result = ExportResult(
+def _result(job: Job, out: Path, files: Sequence[ModelFiles]) -> ExportResult:
+    first = job.evaluations.get(files[0].dtype)
+    return ExportResult(
         directory=out,
         gguf=out / files[0].gguf,
         modelfile=out / files[0].modelfile,
-        fidelity=job.fidelity if measured else None,
+        fidelity=None if first is None else first.fidelity,
         kind="exact" if job.plan.exact else "approximated",
         strategy=job.strategy,
-        sources=dict(job.evaluation.sources) if measured else {},
+        sources={} if first is None else first.sources,
+        formats={each.dtype: job.evaluations[each.dtype] for each in files if each.dtype in job.evaluations},
         details=job.details,
         warnings=tuple(job.warnings),
     )
-    document = {name: value for name, value in result.to_json().items() if name in _FIDELITY_KEYS}
-    staging.path(FIDELITY_FILE).write_text(json.dumps(document, indent=2) + "\n", "utf-8")
-    for each in files:
-        staging.path(each.modelfile).write_text(job.modelfile(each.gguf).text(), "utf-8")
-    return result
-
-
-_FIDELITY_KEYS = ("kind", "strategy", "fidelity", "sources", "details", "warnings")

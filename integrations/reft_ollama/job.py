@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from reft_ollama.architectures.base import Architecture, architecture_of
+from reft_ollama.measuring import measure_file
 from reft_ollama.plan.planning import Plan, make_plan
 from reft_ollama.templates import chat_template
 from reft_ollama.templates.modelfile import Modelfile, find_license, make_parameters
@@ -25,14 +26,16 @@ from reft_ollama.weights.installation import install
 from reft_ollama.weights.rounding import Rounded
 from reft_ollama.weights.stack import Weights
 from reft_ollama.weights.widening import Widening
-from reft_plugins.base_model import locate
+from reft_plugins.base_model import identify, locate
 from reft_plugins.errors import ExportError, UnsupportedProgramError
-from reft_plugins.fidelity.comparison import EXACT_DIFFERENCE, Fidelity
+from reft_plugins.fidelity.certificate import summary
+from reft_plugins.fidelity.comparison import EXACT_DIFFERENCE
 from reft_plugins.fidelity.evaluation import Evaluation, Evaluator
 from reft_plugins.fidelity.reference import Reference
 from reft_plugins.fidelity.texts import Texts, gather
 from reft_plugins.fitting.regression import fit_edits
 from reft_plugins.fitting.updates import AffineOutput, Update
+from reft_plugins.manifest import BaseModelIdentity
 from reft_plugins.program import Program
 
 if TYPE_CHECKING:
@@ -46,11 +49,12 @@ MIN_CALIBRATION_TOKENS = 20_000
 
 @dataclass(slots=True)
 class Job:
-    """An export in progress; `weights`, `strategy` and `evaluation` are known after `choose_weights`."""
+    """An export in progress; `weights`, `strategy` and `evaluations` are known after `choose_weights`."""
 
     adapter: Adapter
     base_name: str
     directory: Path
+    identity: BaseModelIdentity
     config: PretrainedConfig
     architecture: Architecture
     program: Program
@@ -63,8 +67,11 @@ class Job:
     warnings: list[str] = field(default_factory=list)
     strategy: str = "merged"
     details: dict[str, Any] = field(default_factory=dict)
+    texts: Texts | None = None
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
     _weights: Weights | None = None
-    _evaluation: Evaluation | None = None
+    _evaluator: Evaluator | None = None
+    _in_front: tuple[int, ...] = ()
 
     @classmethod
     def prepare(
@@ -92,6 +99,7 @@ class Job:
             adapter=adapter,
             base_name=adapter.manifest.base.name if adapter.manifest.base else str(base),
             directory=directory,
+            identity=identify(base),
             config=config,
             architecture=architecture,
             program=program,
@@ -115,22 +123,6 @@ class Job:
         assert self._weights is not None
         return self._weights
 
-    @property
-    def evaluation(self) -> Evaluation:
-        """Of these parameters on held-out text."""
-        assert self._evaluation is not None
-        return self._evaluation
-
-    @property
-    def fidelity(self) -> Fidelity:
-        """Of these parameters, over all held-out text."""
-        return self.evaluation.fidelity
-
-    @property
-    def measured(self) -> bool:
-        """Whether there is an evaluation."""
-        return self._evaluation is not None
-
     def take_exact_weights(self) -> None:
         """Take the weights of an exact plan without running the model.
 
@@ -147,19 +139,24 @@ class Job:
         runtime: Any,
         *,
         strategy: str,
-        dtype: str,
+        dtypes: Sequence[str],
         calibration: Path | None,
         calibration_tokens: int | None,
         held_out: Path | None,
         seed: int,
     ) -> None:
-        """Find the weights to write and measure them; changes the runtime's model, of which only one is in memory."""
+        """Find the weights to write, and measure them in every format that is written directly.
+
+        Changes the runtime's model, of which only one is in memory. Files of other formats are measured by
+        `measure_files`, without it.
+        """
         self.progress("Sampling text", 0, 0)
         enough = max(CALIBRATION_TOKENS_PER_NEURON * self.config.intermediate_size, MIN_CALIBRATION_TOKENS)
         wanted = (calibration_tokens or enough) if self.plan.residual else 0
         texts = gather(
             runtime, self.adapter, calibration_tokens=wanted, calibration=calibration, held_out=held_out, seed=seed
         )
+        self.texts = texts
         self.warnings += texts.warnings
         if 0 < wanted < CALIBRATION_TOKENS_PER_NEURON * self.config.intermediate_size:
             self.warnings.append(f"{wanted} calibration tokens are few for {self.config.intermediate_size} neurons")
@@ -168,23 +165,41 @@ class Job:
         if self.plan.virtual_tokens is not None:
             norm = self.architecture.final_norm
             self.plan.final_states = measure_final_states(reference, texts.held_out, norm)
-        evaluator = Evaluator(reference, runtime, self.adapter, texts.held_out)
-        try:
-            candidates = self._candidates(reference, texts, strategy)
-            for index, (name, make) in enumerate(candidates):
-                self.strategy, self._weights = name, make()
-                self.progress("Measuring the exported weights on held-out text", 0, 0)
-                rounding = dtype if FORMATS[dtype].direct else "f16"
-                install(Rounded(self._weights, rounding), self.architecture, reference.model, torch.float32)
-                if index + 1 == len(candidates) or evaluator.predictions().on_target:
-                    break
-            self._evaluation = evaluator.installed()
-        finally:
-            evaluator.close()
-        self._judge(dtype)
+        self._evaluator = evaluator = Evaluator(reference, runtime, self.adapter, texts.held_out)
+        direct = [dtype for dtype in dtypes if FORMATS[dtype].direct]
+        candidates = self._candidates(reference, texts, strategy)
+        for index, (name, make) in enumerate(candidates):
+            self.strategy, self._weights = name, make()
+            self.progress("Measuring the exported weights on held-out text", 0, 0)
+            self._install(direct[0] if direct else "f16", reference)
+            if index + 1 == len(candidates) or evaluator.predictions().on_target:
+                break
+        for index, dtype in enumerate(direct):
+            if index:
+                self._install(dtype, reference)
+            self.progress(f"Measuring {dtype}", 0, 0)
+            self.evaluations[dtype] = evaluator.installed()
+        self._in_front = reference.in_front
+        evaluator.release_model()
 
-    def modelfile(self, source: str) -> Modelfile:
-        """The Modelfile beside a GGUF file called `source`, with the measured fidelity in its comments."""
+    def measure_files(self, paths: Mapping[str, Path]) -> None:
+        """Measure written files by their formats, those that `choose_weights` has not measured, in llama.cpp.
+
+        Raises:
+            ReftError: llama.cpp refuses a file.
+        """
+        for dtype, path in paths.items():
+            if self._evaluator is not None and dtype not in self.evaluations:
+                self.progress(f"Measuring {dtype} in llama.cpp", 0, 0)
+                self.evaluations[dtype] = measure_file(path, self._evaluator, self._in_front)
+
+    def close(self) -> None:
+        """Free what measuring keeps on disk."""
+        if self._evaluator is not None:
+            self._evaluator.close()
+
+    def modelfile(self, source: str, dtype: str) -> Modelfile:
+        """The Modelfile beside a GGUF file called `source`, with the measured fidelity of its format in comments."""
         kind = "exact" if self.plan.exact else "approximated"
         return Modelfile(
             source=source,
@@ -194,21 +209,13 @@ class Job:
             comments=[
                 f"{self.name}, exported by reft-plugins ({kind}, {self.strategy})",
                 f"adapter {self.adapter.digest}",
-                *self._fidelity_in_words(),
+                *summary(self.evaluations.get(dtype)),
                 *self.warnings,
             ],
         )
 
-    def _fidelity_in_words(self) -> list[str]:
-        if not self.measured:
-            return ["exact by construction, not measured"]
-        fidelity, removed = self.fidelity, self.fidelity.kl_removed
-        return [
-            f"fidelity on {fidelity.tokens} held-out predictions, against the adapter in transformers:",
-            f"  top-1 agreement {fidelity.top1_agreement:.4f}, mean KL {fidelity.mean_kl:.2e} nats, "
-            f"largest logit difference {fidelity.max_logit_difference:.2e}"
-            + ("" if removed is None else f", {removed:.2%} of the KL from the base removed"),
-        ]
+    def _install(self, dtype: str, reference: Reference) -> None:
+        install(Rounded(self.weights, dtype), self.architecture, reference.model, torch.float32)
 
     def _candidates(
         self, reference: Reference, texts: Texts, strategy: str
@@ -255,8 +262,10 @@ class Job:
     def _export(self, fitted: dict[str, list[Update]], widening: Widening | None = None) -> Weights:
         return assemble(self.plan, self.checkpoint, self.architecture, self.config, fitted, widening)
 
-    def _judge(self, dtype: str) -> None:
-        if not self.plan.exact and not self.evaluation.on_target:
+    def judge(self) -> None:
+        """Warn of what was measured and should be better."""
+        if not self.plan.exact and not all(evaluation.on_target for evaluation in self.evaluations.values()):
             self.warnings.append("the approximation misses its targets on some held-out text; see the table")
-        if self.plan.exact and dtype == "f32" and self.fidelity.max_logit_difference > EXACT_DIFFERENCE:
+        full = self.evaluations.get("f32")
+        if self.plan.exact and full is not None and full.fidelity.max_logit_difference > EXACT_DIFFERENCE:
             self.warnings.append(f"an exact export should differ by at most {EXACT_DIFFERENCE} in its logits")

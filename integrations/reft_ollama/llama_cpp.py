@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +88,20 @@ class LlamaCppModel:
     def generate(self, prompt: str | Sequence[int], max_new_tokens: int = 16) -> tuple[list[int], str]:
         """Greedy answer: the new tokens without the final end-of-text token, and their text."""
         tokens = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+        end = self._model.token_eos()
+        answer = self.greedy(tokens, max_new_tokens, (end,))
+        answer = answer[:-1] if answer[-1:] == [end] else answer
+        return answer, self._model.detokenize(answer, prev_tokens=tokens).decode("utf-8", errors="replace")
+
+    def greedy(self, token_ids: Sequence[int], max_new_tokens: int, stops: Collection[int]) -> list[int]:
+        """Greedy answer up to the first of some stop tokens, which is its last token then."""
         self._model.reset()
         answer: list[int] = []
-        for token in self._model.generate(tokens, temp=0.0, repeat_penalty=1.0):
-            if token == self._model.token_eos() or len(answer) == max_new_tokens:
-                break
+        for token in self._model.generate(list(token_ids), temp=0.0, repeat_penalty=1.0):
             answer.append(int(token))
-        return answer, self._model.detokenize(answer, prev_tokens=tokens).decode("utf-8", errors="replace")
+            if token in stops or len(answer) == max_new_tokens:
+                break
+        return answer
 
     def close(self) -> None:
         """Free the model."""

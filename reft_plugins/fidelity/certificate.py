@@ -148,8 +148,10 @@ def count_texts(texts: Iterable[Text]) -> tuple[TextFact, ...]:
     return tuple(TextFact(source=name, texts=several[name], tokens=tokens[name]) for name in sorted(several))
 
 
-def reference_name(reference: object) -> str:
+def reference_name(reference: str | Path | None) -> str:
     """What a certificate says of where an adapter came from: a reference as it is, of a folder its name alone."""
+    if reference is None:
+        return "an adapter in memory"
     text = str(reference)
     return Path(text).resolve().name if isinstance(reference, Path) or Path(text).exists() else text
 
