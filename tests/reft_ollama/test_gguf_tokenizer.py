@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
-from llama_cpp import Llama
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from tokenizer_families import convert, in_llama_cpp, llama_2, llama_class, split, tokens_of
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from reft_ollama.tokenizers import pretokenizers
 from reft_ollama.tokenizers.conversion import convert_tokenizer
+from reft_ollama.tokenizers.loading import load_tokenizer
 from reft_plugins.errors import ExportError
 from reft_plugins.fidelity.general_text import PASSAGES
 
@@ -34,10 +38,6 @@ TEXTS = (
 
 def byte_level(use_regex: bool) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
-
-
-def split(pattern: str) -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), byte_level(False)])
 
 
 SPLITTERS = {
@@ -69,29 +69,12 @@ def train(splitter: pre_tokenizers.PreTokenizer, ignore_merges: bool = False) ->
     return tokenizer
 
 
-def in_llama_cpp(tokenizer: PreTrainedTokenizerFast, path: Path, spare_rows: int = 3) -> Llama:
-    writer = gguf.GGUFWriter(path, "llama")
-    rows = len(tokenizer) + spare_rows
-    converted = convert_tokenizer(tokenizer, rows)
-    writer.add_vocab_size(rows)
-    converted.write(writer)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return Llama(str(path), vocab_only=True, verbose=False)
-
-
-def tokens_of(model: Llama, text: str) -> list[int]:
-    return list(model.tokenize(text.encode(), add_bos=True, special=True))
-
-
 @pytest.mark.parametrize("name", SPLITTERS)
 def test_llama_cpp_splits_text_as_the_tokenizer_does(name: str, tmp_path: Path) -> None:
     splitter, ignore_merges = SPLITTERS[name]
     tokenizer = train(splitter, ignore_merges)
     assert convert_tokenizer(tokenizer, len(tokenizer)).pre == name
-    model = in_llama_cpp(tokenizer, tmp_path / "vocabulary.gguf")
+    model = in_llama_cpp(convert(tokenizer), tmp_path / "vocabulary.gguf")
     differing = [text for text in TEXTS if tokens_of(model, text) != tokenizer(text).input_ids]
     assert differing == []
 
@@ -100,20 +83,13 @@ def test_a_wrong_splitter_name_would_be_noticed(tmp_path: Path) -> None:
     tokenizer = train(*SPLITTERS["gpt-2"])
     converted = convert_tokenizer(tokenizer, len(tokenizer))
     converted.pre = "llama-bpe"
-    writer = gguf.GGUFWriter(tmp_path / "wrong.gguf", "llama")
-    writer.add_vocab_size(len(tokenizer))
-    converted.write(writer)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    model = Llama(str(tmp_path / "wrong.gguf"), vocab_only=True, verbose=False)
+    model = in_llama_cpp(converted, tmp_path / "wrong.gguf")
     assert any(tokens_of(model, text) != tokenizer(text).input_ids for text in TEXTS)
 
 
 def test_added_tokens_are_found_in_text(tmp_path: Path) -> None:
     tokenizer = train(*SPLITTERS["gpt-2"])
-    model = in_llama_cpp(tokenizer, tmp_path / "vocabulary.gguf")
+    model = in_llama_cpp(convert(tokenizer), tmp_path / "vocabulary.gguf")
     text = "before <|turn|>after [[note]] and <s> again</s>"
     wanted = tokenizer(text).input_ids
     assert tokens_of(model, text) == wanted
@@ -145,44 +121,8 @@ def test_what_the_tokenizer_adds_is_what_llama_cpp_adds(
     )
     converted = convert_tokenizer(tokenizer, len(tokenizer))
     assert (converted.add_bos, converted.add_eos) == added
-    model = in_llama_cpp(tokenizer, tmp_path / "vocabulary.gguf")
+    model = in_llama_cpp(convert(tokenizer), tmp_path / "vocabulary.gguf")
     assert tokens_of(model, "The ferry left.") == tokenizer("The ferry left.").input_ids
-
-
-def sentencepiece_like() -> PreTrainedTokenizerFast:
-    """A tokenizer in the form that transformers converts Llama-2's SentencePiece model to, on a small vocabulary."""
-    bytes_ = [f"<0x{value:02X}>" for value in range(256)]
-    text = "\n".join(TEXTS[:24])
-    letters = sorted({"▁" if letter == " " else letter for letter in text} - {"\n"})
-    words = dict.fromkeys(word for passage in PASSAGES for word in passage.replace("\n", " ").split())
-    pieces = dict.fromkeys(f"▁{word}"[:end] for word in words for end in range(2, min(len(word), 7) + 1))
-    ordered = sorted(
-        (piece for piece in pieces if piece.isascii() or "▁" in piece), key=lambda piece: (len(piece), piece)
-    )
-    vocabulary = {token: index for index, token in enumerate(["<unk>", "<s>", "</s>", *bytes_, *letters])}
-    for piece in ordered:
-        vocabulary.setdefault(piece, len(vocabulary))
-    merges = [
-        (piece[:cut], piece[cut:])
-        for piece in ordered
-        for cut in range(1, len(piece))
-        if piece[:cut] in vocabulary and piece[cut:] in vocabulary
-    ]
-    reachable = {"".join(pair) for pair in merges}
-    assert reachable.issuperset(ordered)
-    backend = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
-
-
-def test_sentencepiece_tokenizers_agree(tmp_path: Path) -> None:
-    tokenizer = sentencepiece_like()
-    converted = convert_tokenizer(tokenizer, len(tokenizer))
-    assert (converted.model, converted.add_space_prefix) == ("llama", True)
-    model = in_llama_cpp(tokenizer, tmp_path / "vocabulary.gguf")
-    differing = [text for text in TEXTS if text and tokens_of(model, text) != tokenizer(text).input_ids]
-    assert differing == []
 
 
 def test_merges_that_sentencepiece_would_not_do_are_refused() -> None:
@@ -210,7 +150,100 @@ def test_a_normalizer_is_refused_and_nfc_is_warned_about() -> None:
         convert_tokenizer(tokenizer, len(tokenizer))
 
 
-def test_more_tokens_than_rows_is_an_error() -> None:
+def test_ordinary_tokens_without_a_row_are_an_error_and_added_ones_are_left_out(tmp_path: Path) -> None:
     tokenizer = train(*SPLITTERS["gpt-2"])
     with pytest.raises(ExportError, match="no row in the embedding"):
-        convert_tokenizer(tokenizer, len(tokenizer) - 1)
+        convert_tokenizer(tokenizer, len(tokenizer) - 3)
+    converted = convert_tokenizer(tokenizer, len(tokenizer) - 1)
+    assert "[[note]]: no row in the embedding" in " ".join(converted.warnings)
+    model = in_llama_cpp(converted, tmp_path / "v.gguf")
+    assert tokens_of(model, "a<|turn|>b") == tokenizer("a<|turn|>b").input_ids
+    assert max(tokens_of(model, "a[[note]]b")) < len(converted.tokens) == len(tokenizer) - 1
+
+
+def test_ids_with_holes_and_texts_like_the_names_of_holes(tmp_path: Path) -> None:
+    vocabulary = {letter: index * 2 for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE({**vocabulary, "ho": 550}, [("h", "o")]))
+    backend.pre_tokenizer, backend.decoder = byte_level(True), decoders.ByteLevel()
+    backend.add_special_tokens(["[PAD3]"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    converted = convert_tokenizer(tokenizer, 600)
+    assert len(set(converted.tokens)) == 600
+    model = in_llama_cpp(converted, tmp_path / "v.gguf")
+    for text in ("holes", "a[PAD3]b", "[PAD1]"):
+        assert list(model.tokenize(text.encode(), add_bos=False, special=True)) == tokenizer(text).input_ids
+
+
+@pytest.mark.parametrize(
+    ("settings", "warning"),
+    [
+        ({"lstrip": True}, "keeps the spaces around <x>"),
+        ({"rstrip": True}, "keeps the spaces around <x>"),
+        ({"single_word": True}, "finds <x> also inside words"),
+        ({"normalized": True}, "only as it normalizes them"),
+        ({"normalized": False}, ""),
+    ],
+)
+def test_what_llama_cpp_cannot_say_of_added_tokens_is_warned_about(settings: dict[str, bool], warning: str) -> None:
+    tokenizer = llama_2()
+    tokenizer.add_tokens([AddedToken("<x>", **{"normalized": False, **settings})])
+    found = " ".join(convert(tokenizer).warnings)
+    assert warning in found and bool(found) == bool(warning)
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "prefix"),
+    [(None, True), ("<s>{{ messages[0]['content'] }}", False), ("Question: {{ messages[0]['content'] }}", True)],
+)
+def test_a_prefix_of_the_first_text_only_is_written_for_the_texts_a_model_gets(
+    chat_template: str | None, prefix: bool, tmp_path: Path
+) -> None:
+    tokenizer = llama_class(legacy=False)
+    tokenizer.chat_template = chat_template
+    converted = convert(tokenizer)
+    assert converted.add_space_prefix == prefix and len(converted.warnings) == 1
+    converted.add_bos = False
+    text = chat_template.replace("{{ messages[0]['content'] }}", "Why?") if chat_template else "Why?"
+    wanted = tokenizer(text, add_special_tokens=False).input_ids
+    assert tokens_of(in_llama_cpp(converted, tmp_path / "right.gguf"), text) == wanted
+    converted.add_space_prefix = not prefix
+    assert tokens_of(in_llama_cpp(converted, tmp_path / "wrong.gguf"), text) != wanted
+
+
+@pytest.mark.parametrize("setting", [{"continuing_subword_prefix": "##"}, {"end_of_word_suffix": "</w>"}])
+def test_settings_of_bpe_that_llama_cpp_lacks_are_named(setting: dict[str, Any]) -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0}, [], **setting)))
+    with pytest.raises(ExportError, match=next(iter(setting))):
+        convert_tokenizer(tokenizer, 1)
+
+
+def test_other_models_of_text_are_named() -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
+    with pytest.raises(ExportError, match=r"a WordLevel model.*reft serve"):
+        convert_tokenizer(tokenizer, 1)
+
+
+MISTRAL = {"v1": "tokenizer.model.v1", "v2": "mistral_instruct_tokenizer_240216.model.v2"}
+MISTRAL |= {"v3": "mistral_instruct_tokenizer_240323.model.v3", "tekken": "tekken_240718.json"}
+
+
+@pytest.mark.parametrize("version", MISTRAL)
+def test_the_tokenizers_that_mistral_publishes(version: str, tmp_path: Path) -> None:
+    """The real files, where Mistral's package (which comes with vLLM) is installed."""
+    package = pytest.importorskip("mistral_common")
+    pytest.importorskip("sentencepiece")
+    file = "tekken.json" if version == "tekken" else "tokenizer.model"
+    shutil.copy(Path(package.__file__).parent / "data" / MISTRAL[version], tmp_path / file)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mistral"}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer(TEXTS[0]).input_ids == AutoTokenizer.from_pretrained(tmp_path)(TEXTS[0]).input_ids
+    converted = convert(tokenizer)
+    model = in_llama_cpp(converted, tmp_path / "v.gguf")
+    texts = [*TEXTS, "[INST] What is it? [/INST] A ferry.</s>", " ".join(TEXTS), "\n".join(TEXTS)]
+    differing = [text for text in texts if text and tokens_of(model, text) != tokenizer(text).input_ids]
+    assert len(tokenizer(texts[-1]).input_ids) < len(texts[-1]) / 3
+    if version == "tekken":
+        assert converted.pre == "tekken" and "combining marks" in " ".join(converted.warnings)
+        assert all("हिन्दी" in text for text in differing)
+    else:
+        assert differing == [] and converted.warnings == []

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
+from reft_ollama.tokenizers.sentencepiece import WAY_OUT
 from reft_plugins.errors import ExportError
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -21,40 +23,57 @@ GPT4O = _CASED.replace("{0}", f"{_CONTRACTIONS}?") + rf"|\p{{N}}{{1,3}}|{_SLASHE
 GPT2_SPLIT = "bytes:gpt2"
 DIGITS = "digits:individual"
 
-NAMES: dict[tuple[tuple[str, ...], bool], str] = {
-    ((GPT2_SPLIT,), False): "gpt-2",
-    ((DIGITS, GPT2_SPLIT), False): "smollm",
-    ((f"split:{LLAMA3}",), True): "llama-bpe",
-    ((f"split:{LLAMA3}",), False): "dbrx",
-    ((f"split:{QWEN2}",), False): "qwen2",
-    ((f"split:{TEKKEN}",), True): "tekken",
-    ((f"split:{GPT4O}",), False): "gpt-4o",
+
+@dataclass(frozen=True, slots=True)
+class Splitter:
+    """One of llama.cpp's text splitters.
+
+    Attributes:
+        name: `tokenizer.ggml.pre`, None for SentencePiece, which has none.
+        differences: what it does differently from the tokenizer, in sentences.
+    """
+
+    name: str | None = None
+    differences: tuple[str, ...] = ()
+
+
+_CASE = (
+    "llama.cpp splits words of this tokenizer differently at combining marks (Hindi, Thai, vowel points) and where "
+    "letters beyond A to Z change case"
+)
+_NFC = "llama.cpp does not compose Unicode (NFC) before tokenizing; text that is not NFC differs"
+
+SPLITTERS: dict[tuple[tuple[str, ...], bool], Splitter] = {
+    ((GPT2_SPLIT,), False): Splitter("gpt-2"),
+    ((DIGITS, GPT2_SPLIT), False): Splitter("smollm"),
+    ((f"split:{LLAMA3}",), True): Splitter("llama-bpe"),
+    ((f"split:{LLAMA3}",), False): Splitter("dbrx"),
+    ((f"split:{QWEN2}",), False): Splitter("qwen2"),
+    ((f"split:{TEKKEN}",), True): Splitter("tekken", (_CASE,)),
+    ((f"split:{GPT4O}",), False): Splitter("gpt-4o", (_CASE,)),
 }
-"""llama.cpp's name for the steps of a pre-tokenizer, and whether whole words bypass the merges (`ignore_merges`)."""
+"""llama.cpp's splitter for the steps of a pre-tokenizer, and whether whole words bypass the merges."""
 
 
-def pretokenizer_name(tokenizer: dict[str, Any]) -> str:
-    """`tokenizer.ggml.pre` for the contents of a `tokenizer.json` with a byte-level BPE.
+def find_splitter(tokenizer: dict[str, Any]) -> Splitter:
+    """The splitter for the contents of a `tokenizer.json` with a byte-level BPE.
 
     Raises:
         ExportError: saying what was found when it is not in the allow-list.
     """
-    normalizer = tokenizer.get("normalizer")
-    if _flatten(normalizer, "normalizers") not in ([], [{"type": "NFC"}]):
-        raise ExportError(f"tokenizer: llama.cpp has no normalizer such as {json.dumps(normalizer)}. {_WAY_OUT}")
+    normalizer = _flatten(tokenizer.get("normalizer"), "normalizers")
+    if normalizer not in ([], [{"type": "NFC"}]):
+        raise ExportError(f"tokenizer: llama.cpp has no normalizer such as {json.dumps(normalizer)}. {WAY_OUT}")
     steps = _steps(tokenizer.get("pre_tokenizer"))
     ignore_merges = bool(tokenizer["model"].get("ignore_merges", False))
-    name = NAMES.get((steps, ignore_merges))
-    if name is None:
-        found = json.dumps(tokenizer.get("pre_tokenizer"), ensure_ascii=False)
+    found = SPLITTERS.get((steps, ignore_merges))
+    if found is None:
+        what = json.dumps(tokenizer.get("pre_tokenizer"), ensure_ascii=False)
         raise ExportError(
             f"tokenizer: its way of splitting text is not known to equal one of llama.cpp's: "
-            f"{found}, ignore_merges {ignore_merges}. {_WAY_OUT}"
+            f"{what}, ignore_merges {ignore_merges}. {WAY_OUT}"
         )
-    return name
-
-
-_WAY_OUT = "Serve the adapter with vLLM instead (reft serve)"
+    return Splitter(found.name, (*found.differences, *([_NFC] if normalizer else [])))
 
 
 def _steps(pre_tokenizer: dict[str, Any] | None) -> tuple[str, ...]:
