@@ -35,7 +35,7 @@ def assemble(
     fitted = fitted or {}
     updates = {name: [*plan.updates.get(name, []), *fitted.get(name, [])] for name in {*plan.updates, *fitted}}
     weights: Weights = BaseWeights(checkpoint, architecture, config)
-    if architecture.head in updates:
+    if updates.keys() & {architecture.embedding, architecture.head}:
         weights = Untied(weights, architecture)
     weights = Updated(weights, updates)
     if plan.virtual_tokens is not None:
