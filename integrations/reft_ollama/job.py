@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 
 from reft_ollama.architectures.base import Architecture, architecture_of
 from reft_ollama.measuring import measure_file
@@ -17,6 +17,7 @@ from reft_ollama.templates import chat_template
 from reft_ollama.templates.modelfile import Modelfile, find_license, make_parameters
 from reft_ollama.templates.virtual_tokens import Opening
 from reft_ollama.tokenizers.conversion import GgufTokenizer, convert_tokenizer
+from reft_ollama.tokenizers.loading import load_tokenizer
 from reft_ollama.tokenizers.virtual_tokens import with_virtual_tokens
 from reft_ollama.weights.assembly import assemble
 from reft_ollama.weights.checkpoint import Checkpoint
@@ -83,7 +84,7 @@ class Job:
         architecture = architecture_of(config)
         program = adapter.lower()
         plan = make_plan(program, architecture, config, approximate)
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer = load_tokenizer(directory)
         converted = convert_tokenizer(tokenizer, config.vocab_size)
         virtual = 0 if plan.virtual_tokens is None else len(plan.virtual_tokens)
         chat = chat_template.derive(tokenizer, converted.add_bos and not virtual)

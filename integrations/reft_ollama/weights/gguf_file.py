@@ -93,7 +93,7 @@ class GgufFile:
         writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[self._architecture.target])
         try:
             writer.add_type(gguf.GGUFType.MODEL)
-            writer.add_name(self._name)
+            writer.add_name(self._tokenizer.file_name(self._name))
             for key, text in self._notes.items():
                 writer.add_string(key, text)
             writer.add_file_type(self._format.file_type)
