@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from reft_plugins.fidelity.records import Number, Record
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 PROMPTS, ANSWER_TOKENS = 32, 32
 """Prompts answered, and tokens of an answer."""
+
+MIN_PROMPT = 3
+"""Tokens below which a prompt is none to answer."""
 
 BATCH = 8
 """Prompts answered at once."""
@@ -79,18 +83,13 @@ class Answers:
 
 
 def choose_prompts(texts: Sequence[Text]) -> list[tuple[int, ...]]:
-    """Different prompts of every source in turn, those of two tokens or fewer only where there are no others."""
+    """Different prompts of every source in turn; of a text that was sampled from next to nothing, its first half."""
     by_source: dict[str, list[tuple[int, ...]]] = {}
     for text in texts:
-        by_source.setdefault(text.source, []).append(text.tokens[: text.prompt_length])
-    turns = [
-        own[turn]
-        for turn in range(max(map(len, by_source.values()), default=0))
-        for own in by_source.values()
-        if turn < len(own)
-    ]
-    distinct = list(dict.fromkeys(turns))
-    return ([p for p in distinct if len(p) > 2] or distinct)[:PROMPTS]
+        length = text.prompt_length if text.prompt_length >= MIN_PROMPT else max(1, len(text.tokens) // 2)
+        by_source.setdefault(text.source, []).append(text.tokens[:length])
+    turns = [prompt for several in zip_longest(*by_source.values()) for prompt in several if prompt is not None]
+    return list(dict.fromkeys(turns))[:PROMPTS]
 
 
 def common_prefix(wanted: Sequence[int], found: Sequence[int]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -137,6 +137,14 @@ def read_certificate(path: Path) -> Certificate:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the document"
         raise DataError(f"{path}: not a certificate of schema {SCHEMA}: {where}: {first['msg']}") from None
+
+
+def moved(certificate: Certificate, exported_to: str, names: Mapping[str, str]) -> Certificate:
+    """The certificate of files that were renamed; those without a new name are left out."""
+    files = tuple(
+        file.model_copy(update={"name": names[file.name]}) for file in certificate.files if file.name in names
+    )
+    return certificate.model_copy(update={"exported_to": exported_to, "files": files})
 
 
 def count_texts(texts: Iterable[Text]) -> tuple[TextFact, ...]:

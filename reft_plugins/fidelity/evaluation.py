@@ -23,12 +23,14 @@ class Evaluation(Record):
         fidelity: of predictions, over all text; sources: by source of text.
         layers: error of the state behind every layer, empty where a student shows only its logits.
         answers: agreement of greedy answers, None where a student does not generate.
+        virtual_probability: the largest probability of a virtual token anywhere, None where there are none.
     """
 
     fidelity: Fidelity
     sources: dict[str, Fidelity] = {}
     layers: tuple[LayerError, ...] = ()
     answers: AnswerAgreement | None = None
+    virtual_probability: float | None = None
 
     @property
     def on_target(self) -> bool:
@@ -85,9 +87,14 @@ class Evaluator:
         self._predictions.close()
         self._states.close()
 
-    @staticmethod
     def _evaluation(
-        found: dict[str, Fidelity], layers: tuple[LayerError, ...] = (), answers: AnswerAgreement | None = None
+        self, found: dict[str, Fidelity], layers: tuple[LayerError, ...] = (), answers: AnswerAgreement | None = None
     ) -> Evaluation:
         sources = {name: fidelity for name, fidelity in found.items() if name != "overall"}
-        return Evaluation(fidelity=found["overall"], sources=sources, layers=layers, answers=answers)
+        return Evaluation(
+            fidelity=found["overall"],
+            sources=sources,
+            layers=layers,
+            answers=answers,
+            virtual_probability=self._predictions.virtual_probability,
+        )

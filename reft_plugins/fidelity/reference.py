@@ -157,12 +157,13 @@ class Measurement:
     Where a program works at some positions only, the predictions after the prompt are compared: those it is for.
 
     Attributes:
-        virtual_probability: the largest of any token outside the base's vocabulary, in the models measured so far.
+        virtual_probability: the largest that a model had for a token outside the base's vocabulary when it was compared
+            last; None if it knew none.
     """
 
     def __init__(self, reference: Reference, texts: Sequence[Text]) -> None:
         self._reference = reference
-        self.virtual_probability = 0.0
+        self.virtual_probability: float | None = None
         self._batches = list(reference.batches(texts))
         self._answers_only = answers_only(reference.program)
         self._base: dict[str, Accumulator] = {}
@@ -187,11 +188,10 @@ class Measurement:
             student: another model to measure instead, as its logits `[len(token_ids), vocabulary]` of a text.
         """
         by_source = copy.deepcopy(self._base)
+        self.virtual_probability = None
         for index, (rows, batch) in enumerate(self._batches):
             wanted = self._load(index)
-            got = (
-                self._logits(batch) if student is None else _pad([student(list(text.tokens)) for text in rows], wanted)
-            )
+            got = self._logits(batch) if student is None else self._of_student(student, rows, wanted)
             for row, text in enumerate(rows):
                 exported = self._measured(text, row, got)
                 by_source[text.source].add(self._measured(text, row, wanted), exported, first=self._first(text))
@@ -205,14 +205,27 @@ class Measurement:
         self._file.close()
 
     def _logits(self, batch: Batch) -> Tensor:
-        vocabulary = self._reference.vocabulary
         with torch.inference_mode():
             logits = self._reference.extended(batch)
-            if logits.shape[-1] > vocabulary:
-                inside, total = (part.double().logsumexp(-1) for part in (logits[..., vocabulary:], logits))
-                share = (inside - total).exp()[batch.mask.bool()]
-                self.virtual_probability = max(self.virtual_probability, float(share.max()))
-            return logits[..., :vocabulary].cpu()
+        for row, mask in zip(logits, batch.mask.bool(), strict=True):
+            self._watch(row[mask])
+        return logits[..., : self._reference.vocabulary].cpu()
+
+    def _of_student(self, student: Student, rows: Sequence[Text], like: Tensor) -> Tensor:
+        padded = torch.zeros_like(like)
+        for row, text in zip(padded, rows, strict=True):
+            logits = torch.as_tensor(student(list(text.tokens)))
+            self._watch(logits)
+            row[: len(logits)] = logits[:, : like.shape[-1]]
+        return padded
+
+    def _watch(self, logits: Tensor) -> None:
+        """Note the probability of tokens that the base does not have, of logits `[tokens, vocabulary or more]`."""
+        if logits.shape[-1] > self._reference.vocabulary:
+            logits = logits.double()
+            outside = logits[:, self._reference.vocabulary :].amax(-1)
+            found = float((outside - logits.logsumexp(-1)).exp().max())
+            self.virtual_probability = max(self.virtual_probability or 0.0, found)
 
     def _measured(self, text: Text, row: int, logits: Tensor) -> Tensor:
         return logits[row, self._first(text) : len(text.tokens)]
@@ -239,14 +252,6 @@ def move(program: Program, device: torch.device) -> Program:
         return replace(node, **{name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)})
 
     return Program(tuple(moved(node) for node in program))
-
-
-def _pad(rows: Sequence[Logits], like: Tensor) -> Tensor:
-    """Logits of texts as one tensor of this shape, without what a student has beyond the vocabulary."""
-    padded = torch.zeros_like(like)
-    for row, logits in zip(padded, rows, strict=True):
-        row[: len(logits)] = torch.as_tensor(logits)[:, : like.shape[-1]]
-    return padded
 
 
 def answers_only(program: Program) -> bool:

@@ -24,6 +24,7 @@ from reft_plugins.fidelity.certificate import (
     NodeFact,
     TextsFact,
     count_texts,
+    moved,
     read_certificate,
     reference_name,
     summary,
@@ -222,3 +223,9 @@ def test_summaries_are_short(exact: Evaluation) -> None:
     lines = summary(exact)
     assert len(lines) == 3 and all(len(line) < 140 for line in lines)
     assert "top-1 agreement 1.0000" in lines[1] and "100.0% of" in lines[2]
+
+
+def test_renamed_files_keep_what_was_measured_of_them(certificate: Certificate) -> None:
+    found = moved(certificate, "gguf", {"model.gguf": "task.gguf"})
+    assert found.exported_to == "gguf" and [file.name for file in found.files] == ["task.gguf"]
+    assert found.fidelity == certificate.fidelity
