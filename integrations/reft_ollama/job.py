@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 CALIBRATION_TOKENS_PER_NEURON = 10
 MIN_CALIBRATION_TOKENS = 20_000
 
+VIRTUAL_PROBABILITY = 1e-6
+"""Of a virtual token being generated, at which a user is told."""
+
 
 @dataclass(slots=True)
 class Job:
@@ -110,7 +113,7 @@ class Job:
             chat=chat,
             parameters=parameters,
             progress=progress,
-            warnings=[*widened, *converted.warnings, *chat.warnings],
+            warnings=[*widened, *plan.warnings, *converted.warnings, *chat.warnings],
         )
 
     @property
@@ -264,9 +267,17 @@ class Job:
         return assemble(self.plan, self.checkpoint, self.architecture, self.config, fitted, widening)
 
     def judge(self) -> None:
-        """Warn of what was measured and should be better."""
+        """Warn of what the file costs or does not do, and of what was measured and should be better."""
+        self.warnings += self.architecture.warnings(self.weights.config)
+        self.warnings += getattr(self.weights, "warnings", [])
         if not self.plan.exact and not all(evaluation.on_target for evaluation in self.evaluations.values()):
             self.warnings.append("the approximation misses its targets on some held-out text; see the table")
+        for dtype, evaluation in self.evaluations.items():
+            if (evaluation.virtual_probability or 0.0) > VIRTUAL_PROBABILITY:
+                self.warnings.append(
+                    f"{dtype}: a virtual token is generated with a probability of up to "
+                    f"{evaluation.virtual_probability:.1e} on held-out text"
+                )
         full = self.evaluations.get("f32")
         if self.plan.exact and full is not None and full.fidelity.max_logit_difference > EXACT_DIFFERENCE:
             self.warnings.append(f"an exact export should differ by at most {EXACT_DIFFERENCE} in its logits")
