@@ -142,9 +142,9 @@ def several_deltas(make: Maker) -> list[Node]:
     for name in make.linear("q_proj", "v_proj")[::2]:
         out, inside = make.weight(name).shape
         nodes += [
-            WeightDelta(name, input_scale=make.spread(inside)),
-            WeightDelta(name, **make.low_rank(name, 0.5), bias=make.random(out, size=0.5)),
-            WeightDelta(name, **make.low_rank(name, 0.5), magnitude=make.weight(name).norm(dim=1) * make.spread(out)),
+            WeightDelta(name, input_scale=make.spread(inside, by=0.2)),
+            WeightDelta(name, **make.low_rank(name, 0.3), bias=make.random(out, size=0.5)),
+            WeightDelta(name, **make.low_rank(name, 0.3), magnitude=make.weight(name).norm(dim=1) * make.spread(out)),
             WeightDelta(name, output_scale=make.spread(out), bias=make.random(out, size=0.5)),
         ]
     return nodes

@@ -8,7 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from exact_programs import PROGRAMS, Maker
+import torch
+from exact_programs import (
+    EMBEDDING,
+    HEAD,
+    PROGRAMS,
+    Maker,
+    affine_embeddings,
+    biases,
+    embeddings,
+    head,
+    together,
+    vectors_between_layers,
+    vectors_inside_layers,
+)
+from gguf import GGUFReader
 from gguf_files import write
 from raw_programs import as_adapter
 from safetensors.torch import load_file
@@ -18,11 +32,14 @@ from transformers import AutoConfig
 
 from reft_ollama.architectures.table import architecture_of
 from reft_ollama.llama_cpp import compare_llama_cpp
-from reft_ollama.plan.planning import make_plan
+from reft_ollama.plan.planning import Plan, make_plan
+from reft_ollama.weights.assembly import assemble
+from reft_ollama.weights.checkpoint import Checkpoint
+from reft_ollama.weights.installation import install
 from reft_plugins import plugins
-from reft_plugins.errors import UnsupportedProgramError
+from reft_plugins.errors import AdapterError, UnsupportedProgramError
 from reft_plugins.fidelity.comparison import Fidelity
-from reft_plugins.program import Edit, Node, Program
+from reft_plugins.program import ALL, Edit, Node, Program, Site, VirtualTokens, WeightDelta
 
 EXACT = 1e-4
 
@@ -54,10 +71,10 @@ class Base:
     texts: list[list[int]]
     make: Maker
 
-    def check(self, nodes: list[Node], target: Path) -> Fidelity:
+    def check(self, nodes: list[Node], target: Path, dtype: str = "f32") -> Fidelity:
         """A file of `nodes` in llama.cpp against transformers that runs them, the bare base as the negative control."""
         adapter = as_adapter(self.directory, *nodes)
-        path = write(self.directory, adapter.lower(), target)
+        path = write(self.directory, adapter.lower(), target, dtype)
         return compare_llama_cpp(path, self.texts, lambda ids: self.runtime.logits(ids, adapter), self.runtime.logits)
 
     def plan(self, nodes: list[Node]) -> Any:
@@ -107,3 +124,122 @@ def test_exact_kinds(model_type: str, kind: str, bases: Callable[..., Base], tmp
     assert found.base_mean_kl is not None and found.base_mean_kl > 0.1, "the program is too weak to show anything"
     assert found.base_top1_agreement is not None and found.base_top1_agreement < 0.9
     assert found.max_logit_difference < EXACT
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
+def test_embeddings_and_output_layer_of_tied_models(
+    model_type: str, bases: Callable[..., Base], tmp_path: Path
+) -> None:
+    base = bases(model_type, tie_word_embeddings=True)
+    make = base.make.seeded("tied")
+    assert "lm_head.weight" not in make.weights
+    for nodes in (embeddings(make), head(make), [*embeddings(make), *head(make), *affine_embeddings(make)]):
+        found = base.check(nodes, tmp_path / "model.gguf")
+        assert found.base_mean_kl is not None and found.base_mean_kl > 0.1
+        assert found.max_logit_difference < EXACT
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "gemma2"])
+def test_inserted_layers_are_measured_as_they_are_written(model_type: str, bases: Callable[..., Base]) -> None:
+    base = bases(model_type)
+    adapter = as_adapter(base.directory, *together(base.make.seeded("measured")))
+    config = AutoConfig.from_pretrained(base.directory)
+    architecture, checkpoint = architecture_of(config), Checkpoint(base.directory)
+    weights = assemble(make_plan(adapter.lower(), architecture, config), checkpoint, architecture, config)
+    assert weights.config.num_hidden_layers > config.num_hidden_layers
+    assert len(weights.warnings) == 1 and "the model grew by" in weights.warnings[0]
+    runtime: Any = plugins.runtimes.get("transformers")(base.directory, dtype="float32")
+    (ids, _), bare = base.texts, base.runtime.logits(base.texts[0])
+    for _ in range(2):  # a second time, what the first one left in the model must be gone
+        install(weights, architecture, runtime.model, torch.float32)
+        assert abs(runtime.logits(ids) - base.runtime.logits(ids, adapter)).max() < EXACT
+        assert abs(runtime.logits(ids) - bare).max() > 1
+    install(assemble(Plan(), checkpoint, architecture, config), architecture, runtime.model, torch.float32)
+    assert abs(runtime.logits(ids) - bare).max() < 1e-6
+
+
+def test_a_layer_more_can_make_gemma_the_size_of_its_largest(bases: Callable[..., Base], tmp_path: Path) -> None:
+    """llama.cpp then takes another scale of attention."""
+    base = bases("gemma2", num_hidden_layers=44)
+    edit = Edit(Site(3), ALL, shift=base.make.seeded("44").random(base.make.hidden, size=3.0))
+    found = base.check([edit], tmp_path / "model.gguf")
+    assert GGUFReader(tmp_path / "model.gguf").get_field("gemma2.block_count").contents() == 46
+    assert found.max_logit_difference < EXACT
+    assert found.base_mean_kl is not None and found.base_mean_kl > 0.1
+
+
+def test_layers_of_gemma_stay_where_every_engine_counts_them(bases: Callable[..., Base], tmp_path: Path) -> None:
+    """With the pattern of the published models a file needs no list of which layers have a sliding window."""
+    base = bases("gemma3_text", sliding_window_pattern=6, num_hidden_layers=8)
+    edits = [
+        Edit(Site(layer, component), ALL, shift=base.make.seeded(component).random(base.make.hidden))
+        for layer, component in ((1, "block_output"), (3, "attention_output"), (7, "block_output"))
+    ]
+    found = base.check(edits, tmp_path / "model.gguf")
+    reader = GGUFReader(tmp_path / "model.gguf")
+    assert reader.get_field("gemma3.attention.sliding_window_pattern") is None
+    assert reader.get_field("gemma3.block_count").contents() == 8 + 6 + 6 + 1
+    assert found.max_logit_difference < EXACT
+    assert found.base_mean_kl is not None and found.base_mean_kl > 0.1
+
+
+@pytest.mark.parametrize("dtype", ["f16", "q8_0"])
+def test_vectors_in_fewer_bits(dtype: str, bases: Callable[..., Base], tmp_path: Path) -> None:
+    """A file loses no more by the layers that add vectors than it loses anyway."""
+    base = bases("qwen3")
+    nothing = [Edit(Site(0), ALL, shift=torch.zeros(base.make.hidden))]
+    vectors = vectors_inside_layers(base.make.seeded("bits"))
+    bare, lost = (
+        base.check(nodes, tmp_path / f"{len(nodes)}.gguf", dtype).max_logit_difference for nodes in (nothing, vectors)
+    )
+    assert EXACT < lost < 2 * bare
+
+
+def test_mlps_too_narrow_to_add_a_vector(bases: Callable[..., Base]) -> None:
+    base = bases("qwen3", intermediate_size=160)
+    make = base.make.seeded("narrow")
+    plan = base.plan(vectors_between_layers(make))
+    assert not plan.constants and len(plan.remainder) == 5 and "too narrow" in plan.warnings[0]
+    with pytest.raises(UnsupportedProgramError, match="too narrow"):
+        base.plan(biases("down_proj")(make))
+    assert base.plan(biases("q_proj")(make)).warnings, "older engines take no such bias"
+
+
+def test_deltas_that_no_file_has_a_place_for(bases: Callable[..., Base]) -> None:
+    base = bases("llama")
+    make = base.make.seeded("nowhere")
+    vector, norm = make.random(make.hidden), "model.layers.0.input_layernorm"
+    for delta, why in (
+        (WeightDelta(norm, bias=vector), "no place for bias"),
+        (WeightDelta(norm, input_scale=vector), "no place for input_scale"),
+        (WeightDelta(EMBEDDING, input_scale=make.random(384)), "token ids"),
+        (WeightDelta(HEAD, new_bias=make.random(384)), "no bias at the output layer"),
+    ):
+        with pytest.raises(UnsupportedProgramError, match=why):
+            base.plan([delta])
+    for name in ("model.layers.4.mlp.up_proj", "model.layers.0.mlp", norm.replace("input", "output")):
+        with pytest.raises(AdapterError, match="no module"):
+            base.plan([WeightDelta(name, output_scale=vector)])
+
+
+def test_a_delta_of_another_size(bases: Callable[..., Base], tmp_path: Path) -> None:
+    base = bases("llama")
+    name = base.make.linear("o_proj")[0]
+    for delta in (
+        WeightDelta(name, a=torch.ones(2, 7), b=torch.ones(base.make.hidden, 2)),
+        WeightDelta(name, new_weight=torch.ones(3, 7)),
+    ):
+        with pytest.raises(AdapterError, match="for a module of"):
+            write(base.directory, Program((delta,)), tmp_path / "model.gguf")
+
+
+def test_edits_that_virtual_tokens_feel(bases: Callable[..., Base]) -> None:
+    """Edits leave virtual tokens alone, and weights do not: only where no other token sees them is that the same."""
+    base = bases("llama")
+    make = base.make.seeded("virtual")
+    virtual, shift = VirtualTokens(make.random(3, make.hidden)), make.random(make.hidden)
+    for site in (Site(0, "block_input"), Site(3), Site(3, "attention_output"), Site(3, "mlp_residual")):
+        assert base.plan([virtual, Edit(site, ALL, shift=shift)]).exact
+    for site in (Site(0), Site(3, "block_input"), Site(2, "mlp_output")):
+        with pytest.raises(UnsupportedProgramError, match="no virtual token"):
+            base.plan([virtual, Edit(site, ALL, shift=shift)])

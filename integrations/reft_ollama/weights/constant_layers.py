@@ -114,14 +114,20 @@ class ConstantLayers:
         self.shapes = self._make_shapes()
 
     @property
-    def added(self) -> tuple[int, int]:
-        """How many layers, and how many numbers in them."""
+    def warnings(self) -> list[str]:
+        """What the vectors cost."""
+        layers = int(self.config.num_hidden_layers) - self._count
+        if not layers:
+            return []
         numbers = 0
         for name, shape in self.shapes.items():
             origin, part = self._modules.get(name.rpartition(".")[0], (None, ""))
             if origin is not None and source(origin, part, self._architecture) is None:
                 numbers += torch.Size(shape).numel()
-        return int(self.config.num_hidden_layers) - self._count, numbers
+        return [
+            f"files of this architecture have no biases for the vectors that the adapter adds: the model grew by "
+            f"{layers} layer{'s' * (layers > 1)} for them, {numbers * 2 / 1e6:.3g} MB in 16 bits"
+        ]
 
     def module(self, name: str) -> dict[str, Tensor]:
         """See `Weights`."""
