@@ -21,6 +21,13 @@ def reft_resolve_adapter(reference: str) -> Path | None:
 
 
 @hookimpl
+def reft_list_adapters() -> list[str]:
+    from adapters_store.resolve import tagged
+
+    return tagged()
+
+
+@hookimpl
 def reft_register_commands(cli: click.Group) -> None:
     from adapters_store.command import store
 

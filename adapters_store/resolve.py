@@ -1,4 +1,4 @@
-"""References of the store for every runtime: the implementation of `reft_resolve_adapter`."""
+"""References of the store for every runtime: what `reft_resolve_adapter` and `reft_list_adapters` answer."""
 
 from __future__ import annotations
 
@@ -25,3 +25,16 @@ def resolve(reference: str) -> Path | None:
     from adapters_store.store import Store
 
     return Store.open().resolve(reference)
+
+
+def tagged() -> list[str]:
+    """Every `name:tag` of the default store; none where there is no store.
+
+    Raises:
+        StoreError: when the store is damaged.
+    """
+    if not is_store(default_path()):
+        return []
+    from adapters_store.store import Store
+
+    return [str(Reference(record.name, tag=tag)) for record in Store.open().list() for tag in record.tags]

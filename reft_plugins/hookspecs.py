@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     import click
@@ -48,6 +48,11 @@ def reft_register_commands(cli: click.Group) -> None:
 @hookspec(firstresult=True)
 def reft_resolve_adapter(reference: str) -> Path | None:
     """Turn a reference (path, store, hub) into a local adapter directory, or None if it is not yours."""
+
+
+@hookspec
+def reft_list_adapters() -> Iterable[str]:
+    """Name every adapter that you resolve, as references such as `name:tag`."""
 
 
 @hookspec

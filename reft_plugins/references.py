@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 from reft_plugins import plugins
@@ -21,3 +22,20 @@ def resolve(reference: str | Path) -> Path:
             "`reft store ls` lists what the store has; REFT_STORE names its folder"
         )
     return Path(path)
+
+
+def list_references(name: str | None = None) -> list[str]:
+    """Every `name:tag` that plugins offer, sorted.
+
+    Args:
+        name: only the tags of this name.
+
+    Raises:
+        UnknownReferenceError: when there is none.
+    """
+    offered = sorted(set(chain.from_iterable(plugins.manager().hook.reft_list_adapters())))
+    found = [reference for reference in offered if name is None or reference.rpartition(":")[0] == name]
+    if not found:
+        what = "no adapter has a tag" if name is None else f"no adapter called {name!r} has a tag"
+        raise UnknownReferenceError(f"{what}. `reft store ls` lists what the store has; REFT_STORE names its folder")
+    return found
