@@ -1,4 +1,4 @@
-"""Registers the Ollama exporter and the `reft export ollama` command."""
+"""Registers the exporters and the commands `reft export ollama` and `reft export gguf`."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ if TYPE_CHECKING:
 @hookimpl
 def reft_register_exporters(register: Callable[..., None]) -> None:
     from reft_ollama.export import export_ollama
+    from reft_ollama.gguf_export import export_gguf
 
     register("ollama", export_ollama)
+    register("gguf", export_gguf)
 
 
 @hookimpl
 def reft_register_commands(cli: click.Group) -> None:
-    from reft_ollama.command import ollama
+    from reft_ollama.commands.gguf import gguf
+    from reft_ollama.commands.ollama import ollama
 
     export = cli.commands["export"]
-    export.add_command(ollama)  # type: ignore[attr-defined]
+    for command in (ollama, gguf):
+        export.add_command(command)  # type: ignore[attr-defined]
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""`reft export ollama` as a user calls it."""
+"""`reft export ollama` as a user calls it, for one adapter."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from raw_programs import as_adapter
+from recording_server import recording
 
 from reft_plugins.cli import main
 from reft_plugins.positions import Positions
@@ -72,13 +73,75 @@ def test_a_refusal_is_exit_code_1_and_wrong_use_2(
     assert reft(monkeypatch, "export", "ollama", "nothing:here", *command[3:]) == 1
 
 
-def test_help_has_an_example_and_loads_nothing_heavy() -> None:
+def test_wrong_use_of_options(
+    constant: Path,
+    tiny_llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rest = ("--base", tiny_llama, "--out", tmp_path / "out")
+    for words, message in {
+        (): "name an adapter",
+        ("--all", "--create", "x"): "--create makes one model",
+        (constant, "--ollama-quantize", "q4_K_M"): "--create",
+    }.items():
+        assert reft(monkeypatch, "export", "ollama", *words, *rest) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_number_formats(
+    constant: Path,
+    tiny_llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    command = ("export", "ollama", constant, "--base", tiny_llama, "--out", out, "--no-measure")
+    assert reft(monkeypatch, *command, "--dtype", "f32", "--dtype", "Q8_0") == 0
+    assert "not measured" in capsys.readouterr().out
+    assert (out / "model-q8_0.gguf").stat().st_size < 0.5 * (out / "model.gguf").stat().st_size
+
+
+def test_the_listed_formats_are_those_there_are() -> None:
+    from reft_ollama.commands import options
+    from reft_ollama.weights.formats import FORMATS
+
+    assert tuple(FORMATS) == options.FORMATS
+
+
+def test_create_from_the_command_line(
+    constant: Path,
+    tiny_llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with recording() as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.address)
+        command = ("export", "ollama", constant, "--base", tiny_llama, "--out", tmp_path / "out", "--no-measure")
+        assert reft(monkeypatch, *command, "--create", "demo:v1") == 0
+        assert "ollama run demo:v1" in capsys.readouterr().out
+        server.shows = {"template": "other"}
+        assert reft(monkeypatch, *command, "--create", "demo", "--ollama-quantize", "q4_K_M", "--json") == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["created"] == "demo" and any("another template" in note for note in found["warnings"])
+        assert server.models["demo"]["quantize"] == "q4_K_M" and "quantize" not in server.models["demo:v1"]
+        server.answers["POST /api/create"] = (400, b'{"error": "no"}')
+        assert reft(monkeypatch, *command, "--create", "demo") == 1
+        assert "refuses to create the model 'demo': no" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["ollama", "gguf"])
+def test_help_has_an_example_and_loads_nothing_heavy(name: str) -> None:
     script = (
         "import sys\n"
-        "import reft_ollama.plugin, reft_ollama.command\n"
+        f"import reft_ollama.plugin\nfrom reft_ollama.commands.{name} import {name} as command\n"
         "from click.testing import CliRunner\n"
-        "shown = CliRunner().invoke(reft_ollama.command.ollama, ['--help'])\n"
-        "assert shown.exit_code == 0 and 'Example: reft export ollama' in shown.output, shown.output\n"
+        "shown = CliRunner().invoke(command, ['--help'])\n"
+        f"assert shown.exit_code == 0 and 'Example: reft export {name}' in shown.output, shown.output\n"
         "print([name for name in ('torch', 'gguf', 'transformers', 'ollama', 'llama_cpp', 'rich', 'numpy') "
         "if name in sys.modules])\n"
     )

@@ -1,0 +1,1 @@
+"""The commands `reft export ollama` and `reft export gguf`."""
