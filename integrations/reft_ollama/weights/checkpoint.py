@@ -16,7 +16,7 @@ from torch import Tensor
 
 from reft_plugins.errors import BaseModelError
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 4 << 20
 """Size of the blocks that large parameters are read in."""
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
