@@ -18,7 +18,7 @@ PROMPTS, ANSWER_TOKENS = 32, 32
 MIN_PROMPT = 3
 """Tokens below which a prompt is none to answer."""
 
-BATCH = 8
+BATCH = 16
 """Prompts answered at once."""
 
 Generate = Callable[[list[int], int, Collection[int]], list[int]]

@@ -26,10 +26,14 @@ SETTINGS: dict[Any, Any] = {
 """Of matplotlib; text stays text, so that the reader's own fonts show it."""
 
 EXPORT, BASE = "#2458a6", "#b9b9b9"
+OTHERS = ("#d9822b", "#3a8f5c", "#a14a8a", "#7a6a4f", "#c0392b")
+BESIDE: dict[str, Any] = {"frameon": False, "loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+"""Where legends stand: beside the picture, so that they hide nothing."""
+
 BY_LAYER, BY_POSITION, BY_SOURCE = "layer", "position", "source"
 
-FLOOR = 1e-12
-"""What a divergence or an error of zero is drawn as."""
+FLOOR = 1e-9
+"""What a smaller divergence or error is drawn as."""
 
 
 def draw(certificate: Certificate) -> dict[str, str]:
@@ -72,7 +76,7 @@ def _layers(axes: Any, evaluation: Evaluation) -> None:
     axes.plot(layers, [max(e.error, FLOOR) for e in evaluation.layers], "o-", color=EXPORT, ms=3, label="export")
     axes.set(yscale="log", xlabel="layer", ylabel="relative error of its output")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False)
+    axes.legend(**BESIDE)
 
 
 def _positions(axes: Any, evaluations: Sequence[tuple[str, Evaluation]]) -> None:
@@ -83,12 +87,13 @@ def _positions(axes: Any, evaluations: Sequence[tuple[str, Evaluation]]) -> None
         axes.plot(places, values, "o-", color=BASE, ms=3, label="base model")
     for number, (name, evaluation) in enumerate(evaluations):
         entries = evaluation.fidelity.positions
-        style = {"color": EXPORT} if number == 0 else {}
+        color = EXPORT if number == 0 else OTHERS[(number - 1) % len(OTHERS)]
         values = [max(entry.mean_kl, FLOOR) for entry in entries]
-        axes.plot([_label(e.first, e.last) for e in entries], values, "o-", ms=3, label=name, **style)
+        axes.plot([_label(e.first, e.last) for e in entries], values, "o-", ms=3, label=name, color=color)
     axes.axhline(TARGET_KL, color="grey", linewidth=0.8, linestyle=":")
     axes.set(yscale="log", xlabel="token of the text", ylabel="mean KL, nats")
-    axes.legend(frameon=False)
+    axes.tick_params(axis="x", labelrotation=30)
+    axes.legend(**BESIDE)
 
 
 def _sources(axes: Any, evaluation: Evaluation) -> None:
@@ -102,7 +107,7 @@ def _sources(axes: Any, evaluation: Evaluation) -> None:
     axes.axvline(TARGET_TOP1, color="grey", linewidth=0.8, linestyle=":")
     axes.set_yticks(places, names)
     axes.set(xlim=(0, 1.005), xlabel="share of predictions with the adapter's first choice")
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes.legend(**BESIDE)
 
 
 def _label(first: int, last: int) -> str:

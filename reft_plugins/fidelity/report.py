@@ -130,7 +130,8 @@ def _measurements(evaluation: Evaluation, pictures: dict[str, str]) -> list[Sect
         "Fidelity by source of text",
         "Every prediction of held-out text, compared with the adapter run as it is. top-1: share of predictions with "
         "the same first choice (base: without the adapter); mean KL: divergence from the adapter in nats; removed: "
-        "share of the base model's divergence that is gone; max diff: largest difference of a logit.",
+        "share of the base model's divergence that is gone; max diff: largest difference of a logit. Dotted: the "
+        "target of approximations.",
         pictures.get(BY_SOURCE, ""),
         ("text", "predictions", "base top-1", "top-1", "mean KL", "removed", "max diff"),
         [(name, *_row(each)) for name, each in {**evaluation.sources, "overall": fidelity}.items()],
