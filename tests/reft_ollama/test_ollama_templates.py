@@ -122,15 +122,26 @@ def test_templates_that_look_at_more_than_roles_are_given_up(tokenizer: PreTrain
     assert "no TEMPLATE" in derived.warnings[0]
 
 
-def test_a_system_message_that_moves_is_warned_about(tokenizer: PreTrainedTokenizerFast) -> None:
-    tokenizer.chat_template = (
-        "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] + '\n\n' %}"
-        "{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
-        "{% for m in messages %}{% if m['role'] == 'user' %}"
-        "{{ '[INST]' + (system if loop.last else '') + m['content'] + '[/INST]' }}"
-        "{% else %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}"
-    )
-    derived = derive(tokenizer, add_bos=True)
+MOVING = (
+    "{{% if messages[0]['role'] == 'system' %}}{{% set system = messages[0]['content'] + '\n\n' %}}"
+    "{{% set messages = messages[1:] %}}{{% else %}}{{% set system = '' %}}{{% endif %}}"
+    "{{% for m in messages %}}{{% if m['role'] == 'user' %}}"
+    "{{{{ '[INST]' + (system if {where} else '') + m['content'] + '[/INST]' }}}}"
+    "{{% else %}}{{{{ m['content'] + eos_token }}}}{{% endif %}}{{% endfor %}}"
+)
+
+
+def test_a_system_message_in_the_last_turn_stays_there(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = MOVING.format(where="loop.last")
+    derived = derive(tokenizer, add_bos=False)
+    wanted = "[INST]How far is the moon?[/INST]384,400 km.\nOn average.</s>[INST]Be brief.\n\nAnd {{ the sun }}?[/INST]"
+    assert go_template.chat(derived.text, [SYSTEM, *TURNS[:3]]) == wanted
+    assert derived.warnings == []
+
+
+def test_a_system_message_that_moves_otherwise_is_warned_about(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = MOVING.format(where="loop.index0 == 2 or loop.length == 1")
+    derived = derive(tokenizer, add_bos=False)
     wanted = "[INST]How far is the moon?[/INST]384,400 km.\nOn average.</s>[INST]And {{ the sun }}?[/INST]"
     assert go_template.chat(derived.text, TURNS[:3]) == wanted
     assert "moves the system message" in " ".join(derived.warnings)

@@ -1,18 +1,20 @@
 """The part of Go's text/template language that exported TEMPLATEs use, rendered as Ollama renders them.
 
-Actions: `{{ .Field }}`, `{{ "literal" }}`, `{{ range .Field }}`, `{{ if .Field }}`, `{{ if eq .Field "literal" }}`,
-`{{ else if … }}`, `{{ else }}`, `{{ end }}`. No variables, functions or trim markers.
+Actions: an expression; `$name := …` and `$name = …`; `range $index, $item := …` and `range …`; `if`, `else if`, `else`,
+`end`. Expressions: `.Field`, `$.Field`, `$name`, literals, parentheses, and the functions and, or, not, eq, ne, len and
+slice. No pipelines and no trim markers.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from reft_ollama.templates.go_interpreter import Rendering
+
 _ACTION = re.compile(r"\{\{\s*(.*?)\s*\}\}", re.DOTALL)
-_CONDITION = re.compile(r'eq \.(\w+) ("(?:[^"\\]|\\.)*")|\.(\w+)')
+_QUOTED = re.compile(r"(\{\{+|\{$|\"{3})")
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
@@ -21,74 +23,46 @@ def render(template: str, values: Mapping[str, Any]) -> str:
     Raises:
         ValueError: on anything outside the subset.
     """
-    parts = _ACTION.split(template)
-    output, rest = _block(parts, 0, values)
-    if rest != len(parts):
-        raise ValueError(f"unexpected {{{{ {parts[rest]} }}}}")
-    return output
+    return Rendering(_ACTION.split(template), values).output()
+
+
+def chat(template: str, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> str:
+    """What Ollama sends to the model for a conversation of `{"role", "content"}` messages.
+
+    Neighbouring messages of one role become one; `.System` is all system messages, wherever they stand.
+
+    Args:
+        think: the request's field, None where it has none.
+    """
+    turns: list[dict[str, str]] = []
+    for message in messages:
+        if turns and turns[-1]["Role"] == message["role"]:
+            turns[-1]["Content"] += "\n\n" + message["content"]
+        else:
+            turns.append({"Role": message["role"], "Content": message["content"]})
+    system = "\n\n".join(message["content"] for message in messages if message["role"] == "system")
+    values = {"System": system, "Messages": turns, "Think": bool(think), "IsThinkSet": think is not None}
+    return render(template, values)
 
 
 def literal(text: str) -> str:
-    """Text as it stands in a template; braces that would open an action are quoted."""
-    return text.replace("{{", '{{ "{{" }}')
+    """Text as it stands in a template: what would open an action is quoted, and what a Modelfile would not keep.
+
+    Ollama's Modelfile drops characters that are not printable, joiners and spaces beyond ASCII among them.
+    """
+    pieces = _QUOTED.split(text)
+    plain = ("".join(c if c.isprintable() or c in "\n\r\t" else quoted(c) for c in piece) for piece in pieces[::2])
+    return "".join(one + other for one, other in zip(plain, [*map(quoted, pieces[1::2]), ""], strict=True))
 
 
-def chat(template: str, messages: Sequence[Mapping[str, str]]) -> str:
-    """What Ollama sends to the model for a conversation of `{"role", "content"}` messages (alternating roles)."""
-    system = "\n\n".join(message["content"] for message in messages if message["role"] == "system")
-    turns = [{"Role": message["role"], "Content": message["content"]} for message in messages]
-    return render(template, {"System": system, "Messages": turns})
+def quoted(text: str) -> str:
+    """An action that writes a text whatever it holds, in ASCII."""
+    return '{{ "' + "".join(map(_escaped, text)) + '" }}'
 
 
-def _block(parts: Sequence[str], position: int, values: Mapping[str, Any], active: bool = True) -> tuple[str, int]:
-    """Render from a piece of text up to the `else` or `end` that closes the block; returns its position."""
-    output = parts[position] if active else ""
-    position += 1
-    while position < len(parts):
-        action = parts[position]
-        if action == "end" or action.startswith("else"):
-            return output, position
-        if action.startswith("if "):
-            text, position = _branches(parts, position, values, active)
-        elif action.startswith("range ."):
-            text, position = _range(parts, position, values, active)
-        elif action.startswith('"'):
-            text = json.loads(action)
-        elif re.fullmatch(r"\.\w+", action):
-            text = str(values.get(action[1:], ""))
-        else:
-            raise ValueError(f"action {{{{ {action} }}}} is outside the subset")
-        output += (text if active else "") + (parts[position + 1] if active else "")
-        position += 2
-    return output, position
-
-
-def _branches(parts: Sequence[str], position: int, values: Mapping[str, Any], active: bool) -> tuple[str, int]:
-    chosen, output = False, ""
-    while parts[position] != "end":
-        condition = parts[position].removeprefix("else").strip().removeprefix("if").strip()
-        take = active and not chosen and (not condition or _holds(condition, values))
-        text, position = _block(parts, position + 1, values, take)
-        chosen, output = chosen or take, output + text
-        if position >= len(parts):
-            raise ValueError("an if has no end")
-    return output, position
-
-
-def _range(parts: Sequence[str], position: int, values: Mapping[str, Any], active: bool) -> tuple[str, int]:
-    items = values.get(parts[position].removeprefix("range .").strip(), []) if active else []
-    output, end = "", _block(parts, position + 1, {}, False)[1]
-    for item in items:
-        output += _block(parts, position + 1, item)[0]
-    if end >= len(parts) or parts[end] != "end":
-        raise ValueError("a range has no end")
-    return output, end
-
-
-def _holds(condition: str, values: Mapping[str, Any]) -> bool:
-    match = _CONDITION.fullmatch(condition)
-    if match is None:
-        raise ValueError(f"condition {condition!r} is outside the subset")
-    if match[3]:
-        return bool(values.get(match[3]))
-    return bool(values.get(match[1], "") == json.loads(match[2]))
+def _escaped(letter: str) -> str:
+    if letter in '"\\':
+        return "\\" + letter
+    if letter.isascii() and letter.isprintable():
+        return letter
+    return f"\\u{ord(letter):04x}" if ord(letter) < 0x10000 else f"\\U{ord(letter):08x}"

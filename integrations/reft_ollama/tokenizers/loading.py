@@ -31,7 +31,8 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     if hasattr(tokenizer, "backend_tokenizer"):
         return tokenizer
     if (directory / "tokenizer.json").is_file():
-        return PreTrainedTokenizerFast.from_pretrained(directory)
+        fast: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(directory)
+        return fast
     if (directory / TEKKEN).is_file():
         return _from_tekken(directory, tokenizer)
     return tokenizer
