@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,9 @@ from reft_ollama.weights.installation import install
 from reft_plugins import plugins
 from reft_plugins.errors import AdapterError, UnsupportedProgramError
 from reft_plugins.fidelity.comparison import Fidelity
+from reft_plugins.fitting.affine import compose
+from reft_plugins.fitting.merged import MergedDeltas, embedding_update
+from reft_plugins.fitting.updates import AffineInput, AffineRows, RowWise, Update
 from reft_plugins.program import ALL, Edit, Node, Program, Site, VirtualTokens, WeightDelta
 
 EXACT = 1e-4
@@ -243,3 +246,26 @@ def test_edits_that_virtual_tokens_feel(bases: Callable[..., Base]) -> None:
     for site in (Site(0), Site(3, "block_input"), Site(2, "mlp_output")):
         with pytest.raises(UnsupportedProgramError, match="no virtual token"):
             base.plan([virtual, Edit(site, ALL, shift=shift)])
+
+
+def test_updates_in_blocks_of_rows() -> None:
+    """Large matrices are updated a few rows at a time, which must come to the same."""
+    make = Maker({}).seeded("rows")
+    weight = make.random(40, 24)
+    edit = compose([Edit(Site(0), ALL, **make.affine(24), scale=make.spread(24))])
+    a, b, columns = make.random(3, 24), make.random(40, 3), make.random(24)
+    table = WeightDelta("x", a=make.random(3, 40), b=make.random(24, 3), output_scale=columns, bias=columns)
+    new = replace(table, new_weight=make.random(40, 24))
+    updates: list[Update] = [
+        MergedDeltas((WeightDelta("x", a=a, b=b, magnitude=make.random(40), input_scale=columns),)),
+        MergedDeltas((WeightDelta("x", new_weight=make.random(40, 24), output_scale=make.random(40)),)),
+        embedding_update((table, new, table), 5.0),
+        AffineRows(edit, 5.0),
+        AffineInput(edit),
+    ]
+    for update in updates:
+        whole, _ = update(weight, None, weight)
+        assert isinstance(update, RowWise) and not torch.allclose(whole, weight, atol=0.1)
+        parts = [update.rows(n, n + 7)(weight[n : n + 7], None, weight[n : n + 7])[0] for n in range(0, 40, 7)]
+        torch.testing.assert_close(torch.cat(parts), whole)
+    assert not isinstance(embedding_update((replace(table, magnitude=columns),), 5.0), RowWise)
