@@ -32,6 +32,7 @@ from reft_plugins.errors import ExportError, UnsupportedProgramError
 from reft_plugins.fidelity.certificate import summary
 from reft_plugins.fidelity.comparison import EXACT_DIFFERENCE
 from reft_plugins.fidelity.evaluation import Evaluation, Evaluator
+from reft_plugins.fidelity.front import Front
 from reft_plugins.fidelity.reference import Reference
 from reft_plugins.fidelity.texts import Texts, gather
 from reft_plugins.fitting.regression import fit_edits
@@ -75,7 +76,7 @@ class Job:
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     _weights: Weights | None = None
     _evaluator: Evaluator | None = None
-    _in_front: tuple[int, ...] = ()
+    _front: Front = Front()
 
     @classmethod
     def prepare(
@@ -183,7 +184,7 @@ class Job:
                 self._install(dtype, reference)
             self.progress(f"Measuring {dtype}", 0, 0)
             self.evaluations[dtype] = evaluator.installed()
-        self._in_front = reference.in_front
+        self._front = reference.front
         evaluator.release_model()
 
     def measure_files(self, paths: Mapping[str, Path]) -> None:
@@ -195,7 +196,7 @@ class Job:
         for dtype, path in paths.items():
             if self._evaluator is not None and dtype not in self.evaluations:
                 self.progress(f"Measuring {dtype} in llama.cpp", 0, 0)
-                self.evaluations[dtype] = measure_file(path, self._evaluator, self._in_front)
+                self.evaluations[dtype] = measure_file(path, self._evaluator, self._front)
 
     def close(self) -> None:
         """Free what measuring keeps on disk."""

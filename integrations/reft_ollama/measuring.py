@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 from reft_ollama.llama_cpp import LlamaCppModel, Logits
 from reft_plugins.errors import ExportError
 from reft_plugins.fidelity.evaluation import Evaluation, Evaluator
+from reft_plugins.fidelity.front import Front
 from reft_plugins.fidelity.texts import MAX_LENGTH
 
 
@@ -15,30 +16,30 @@ class LlamaCppStudent:
     """A GGUF file as `Evaluator.student` wants it.
 
     Args:
-        model: the file in llama.cpp; in_front: ids of its virtual tokens.
+        model: the file in llama.cpp; front: what it reads at the beginning of a text.
     """
 
-    def __init__(self, model: LlamaCppModel, in_front: Sequence[int] = ()) -> None:
-        self._model, self._in_front = model, list(in_front)
+    def __init__(self, model: LlamaCppModel, front: Front) -> None:
+        self._model, self._front = model, front
 
     def logits(self, token_ids: list[int]) -> Logits:
         """Of the text's own tokens, float32 `[len(token_ids), vocabulary]`."""
-        return self._model.logits([*self._in_front, *token_ids])[len(self._in_front) :]
+        return self._model.logits(self._front(token_ids))[self._front.added :]
 
     def generate(self, prompt: list[int], max_new_tokens: int, stops: Collection[int]) -> list[int]:
         """Greedy answer, with the stop token it ends at."""
-        return self._model.greedy([*self._in_front, *prompt], max_new_tokens, stops)
+        return self._model.greedy(self._front(prompt), max_new_tokens, stops)
 
 
-def measure_file(gguf: Path, evaluator: Evaluator, in_front: Sequence[int] = ()) -> Evaluation:
+def measure_file(gguf: Path, evaluator: Evaluator, front: Front) -> Evaluation:
     """Run a file in llama.cpp, with its cache in float32, against what an evaluator keeps of the adapter.
 
     Raises:
         ReftError: llama.cpp refuses the file.
     """
-    model = LlamaCppModel(gguf, context=2 * MAX_LENGTH + len(in_front))
+    model = LlamaCppModel(gguf, context=2 * MAX_LENGTH + len(front.ids))
     try:
-        student = LlamaCppStudent(model, in_front)
+        student = LlamaCppStudent(model, front)
         return evaluator.student(student.logits, student.generate)
     finally:
         model.close()

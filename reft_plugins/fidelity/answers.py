@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
+from reft_plugins.fidelity.front import Front
 from reft_plugins.fidelity.records import Number, Record
 from reft_plugins.fidelity.texts import Text
 
@@ -58,18 +59,19 @@ class Answers:
         self._wanted = _greedy(runtime, self._prompts, adapter)
         self._base = _agreement(self._wanted, _greedy(runtime, self._prompts, None))
 
-    def compare(self, generate: Generate | None = None, in_front: Sequence[int] = ()) -> AnswerAgreement | None:
+    def compare(self, generate: Generate | None = None, front: Front | None = None) -> AnswerAgreement | None:
         """Agreement of answers, by default of the runtime's model as it is now; None without prompts.
 
         Args:
-            in_front: token ids that model needs in front of every prompt.
+            front: what that model reads at the beginning of every prompt.
         """
         if not self._prompts:
             return None
         if generate is not None:
             found = [generate(list(prompt), ANSWER_TOKENS, self._stops) for prompt in self._prompts]
         else:
-            found = _greedy(self._runtime, [(*in_front, *prompt) for prompt in self._prompts], None)
+            front = front or Front()
+            found = _greedy(self._runtime, [tuple(front(prompt)) for prompt in self._prompts], None)
         identical, agreement = _agreement(self._wanted, found)
         return AnswerAgreement(
             prompts=len(self._prompts),

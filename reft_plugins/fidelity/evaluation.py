@@ -65,7 +65,7 @@ class Evaluator:
 
     def installed(self) -> Evaluation:
         """The model of `reference` as it is now."""
-        answers = self._answers.compare(in_front=self._reference.in_front)
+        answers = self._answers.compare(front=self._reference.front)
         return self._evaluation(self._predictions.compare(), self._states.compare(), answers)
 
     def student(self, logits: Student, generate: Generate | None = None) -> Evaluation:

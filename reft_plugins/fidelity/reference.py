@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from reft_plugins.fidelity.comparison import Accumulator, Fidelity, Logits
+from reft_plugins.fidelity.front import Front
 from reft_plugins.fidelity.texts import Text
 from reft_plugins.program import Program, VirtualTokens
 
@@ -42,27 +43,36 @@ class Reference:
     Args:
         runtime: the transformers runtime in float32.
         program: what the adapter does, at the positions it was trained for.
+        beginning: ids that every text begins with, where an exported model knows them as tokens of its own.
 
     Attributes:
         vocabulary: size of the base model's.
     """
 
-    def __init__(self, runtime: Any, program: Program) -> None:
+    def __init__(self, runtime: Any, program: Program, beginning: Sequence[int] = ()) -> None:
         self.model: Any = runtime.model
         self.device = torch.device(runtime.device)
         self.program = move(program, self.device)
         self._make_executor: Callable[[nn.Module], Any] = runtime.executor
         self.vocabulary = len(self.model.get_input_embeddings().weight)
         self._virtual = [node for node in self.program if isinstance(node, VirtualTokens)]
+        self._beginning = tuple(beginning)
         self._room = 0
 
     @property
-    def in_front(self) -> tuple[int, ...]:
-        """Token ids that stand in front of every text now: those the model's vocabulary was extended by.
+    def front(self) -> Front:
+        """What the model as it is now reads at the beginning of every text: ids its vocabulary was extended by.
 
-        An exported model knows the program's virtual tokens as tokens of its own, appended to the vocabulary.
+        An exported model knows the program's virtual tokens, or the constant beginning of prompts, as tokens of its
+        own, appended to the vocabulary.
         """
-        return tuple(range(self.vocabulary, len(self.model.get_input_embeddings().weight))) if self._virtual else ()
+        added = tuple(range(self.vocabulary, len(self.model.get_input_embeddings().weight)))
+        return Front(added, len(self._beginning) if added else 0) if self._virtual or self._beginning else Front()
+
+    @property
+    def in_front(self) -> tuple[int, ...]:
+        """Token ids that stand in front of every text now."""
+        return self.front.ids if self._virtual else ()
 
     def batches(self, texts: Sequence[Text], logits: bool = True) -> Iterator[tuple[list[Text], Batch]]:
         """Texts of similar length together, at most `MAX_LOGITS` logits or `MAX_TOKENS` tokens in one batch."""
@@ -110,12 +120,18 @@ class Reference:
         front = (0,) * self._room or self.in_front
         column = torch.tensor(front, dtype=torch.int64, device=self.device).expand(len(batch.tokens), -1)
         output: Tensor = self.model(
-            input_ids=torch.cat([column, batch.tokens], dim=1),
+            input_ids=torch.cat([column, self._tokens(batch)], dim=1),
             attention_mask=torch.cat([torch.ones_like(column), batch.mask], dim=1),
             use_cache=False,
             logits_to_keep=0 if logits else 1,
         ).logits
         return output[:, len(front) :].float() if logits else output.float()
+
+    def _tokens(self, batch: Batch) -> Tensor:
+        front = self.front
+        if not front.replaced or self._room:
+            return batch.tokens
+        return torch.tensor([front(row) for row in batch.tokens.tolist()], device=self.device)
 
     def norms(self, texts: Sequence[Text], modules: Mapping[int, str]) -> dict[int, tuple[float, float]]:
         """Smallest and largest root mean square of the input of RMSNorm modules while the adapter runs, by layer."""
