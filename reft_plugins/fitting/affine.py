@@ -32,7 +32,8 @@ class AffineEdit:
     @property
     def constant(self) -> bool:
         """Whether the change is the same for every `h`."""
-        return not any(bool(torch.any(part.T @ self.up)) for part in self.down.split(1024, dim=1))
+        parts = (self.down[:, start : start + 1024] for start in range(0, self.down.shape[1], 1024))
+        return not any(bool(torch.any(part.T @ self.up)) for part in parts)
 
     @property
     def linear(self) -> bool:

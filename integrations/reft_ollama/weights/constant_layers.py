@@ -4,7 +4,8 @@ Qwen3 and Gemma have no bias at the output of attention or of the MLP, and llama
 inserted layer behind the edited one adds the vector instead. Its attention is zero, and its MLP has for each channel
 `n` of the normalised state two neurons, whose gate and up projections both read `g n` and both read `-g n`. Gates of
 the form `z sigma(z)`, SiLU and GELU alike, give `z² sigma(z) + z² sigma(-z) = z²`, so that all neurons together come to
-`g² sum(n²) = g² hidden`, whatever the state is, and `down_proj` is the vector over that in every column.
+`g² sum(n²) = g² hidden`, whatever the state is, and `down_proj` is the vector over that in every column. A vector
+between attention and MLP splits its layer in two: one of its attention and such an MLP, one of its MLP alone.
 
 RMSNorm's epsilon takes the share `epsilon / (mean(h²) + epsilon)` away from the vector: 1e-6 of it for states of size
 1 at Qwen3's epsilon. In Gemma a norm follows the MLP; there only the direction of what the MLP makes counts, the vector
@@ -21,43 +22,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from reft_ollama.architectures.base import Architecture
+from reft_ollama.weights.layer_origins import Origin, arrange, in_layer, pattern_length, source
 from reft_ollama.weights.stack import Blocks, Shapes, Weights, blocks
 from reft_plugins.errors import UnsupportedProgramError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-MLP_PARTS = ("mlp_norm", "gate", "up", "mlp_output", "mlp_post_norm")
-"""Modules of the second half of a layer, as attributes of an `Architecture`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What a layer of the deepened model is made of.
-
-    Attributes:
-        attention, mlp: layers of the model before whose parts these are, None for parts that do nothing.
-        constant: the layer behind whose output (or, with `inside`, behind whose attention) the MLP adds a vector; -1
-            stands for the embeddings.
-    """
-
-    attention: int | None = None
-    mlp: int | None = None
-    constant: int | None = None
-    inside: bool = False
-
-
-def origins(config: PretrainedConfig) -> list[Origin] | None:
-    """The layers of a deepened model in order; None where no layer was inserted."""
-    found: list[Origin] | None = getattr(config, "layer_origins", None)
-    return found
 
 
 def can_hold_constants(config: PretrainedConfig) -> bool:
@@ -100,7 +76,11 @@ class ConstantLayers:
                 f"{weights.config.intermediate_size} for {weights.config.hidden_size} channels. "
                 "Serve the adapter with vLLM instead (reft serve)"
             )
-        self._origins = self._order()
+        behind, between = (
+            {layer for layer, middle in self._biased if middle is where} | set(self._vectors[where])
+            for where in (False, True)
+        )
+        self._origins = arrange(weights.config, behind, between)
         self.config = copy.deepcopy(weights.config)
         self.config.num_hidden_layers = len(self._origins)
         self.config.layer_origins = self._origins
@@ -198,24 +178,6 @@ class ConstantLayers:
     def _output(self, layer: int, attention: bool) -> str:
         return self._architecture.module(layer, "attention_output" if attention else "mlp_output")
 
-    def _order(self) -> list[Origin]:
-        types = getattr(self._weights.config, "layer_types", None)
-        period = 1 if types is None else pattern_length(types)
-        after, inside = (
-            {layer for layer, middle in self._biased if middle is where} | set(self._vectors[where])
-            for where in (False, True)
-        )
-        found = [Origin(constant=-1)] if -1 in after else []
-        for layer in range(self._count):
-            found += [Origin()] * ((layer - len(found)) % period)
-            if layer in inside:
-                found += [Origin(attention=layer, constant=layer, inside=True), Origin(mlp=layer)]
-            else:
-                found.append(Origin(attention=layer, mlp=layer))
-            if layer in after:
-                found.append(Origin(constant=layer))
-        return found
-
     def _make_shapes(self) -> Shapes:
         """Those of the model before, with the layers' in the new order where the first of them were."""
         own: dict[int, Shapes] = {}
@@ -253,26 +215,6 @@ class ConstantLayers:
 
     def _name(self, layer: int, part: str) -> str:
         return f"{self._architecture.layer.format(layer)}.{part}"
-
-
-def in_layer(name: str, architecture: Architecture) -> tuple[int | None, str]:
-    """The layer of a module or parameter, None for those outside layers, and its name in there."""
-    prefix = architecture.layer.split("{}")[0]
-    if not name.startswith(prefix):
-        return None, name
-    index, _, rest = name.removeprefix(prefix).partition(".")
-    return int(index), rest
-
-
-def source(origin: Origin, part: str, architecture: Architecture) -> int | None:
-    """The layer before whose part this is, by the part's name in the layer; None for one that was made."""
-    return origin.mlp if architecture.part_of(f".{part}") in MLP_PARTS else origin.attention
-
-
-def pattern_length(types: list[Any]) -> int:
-    """After how many layers their types repeat; 1 also where they never do."""
-    repeats = (n for n in range(1, len(types)) if all(kind == types[i % n] for i, kind in enumerate(types)))
-    return next(repeats, 1)
 
 
 def _gain(hidden: int) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reft_ollama.architectures.base import Architecture
-from reft_ollama.weights.constant_layers import MLP_PARTS, Origin, in_layer, origins, source
+from reft_ollama.weights.layer_origins import MLP_PARTS, Origin, in_layer, origins, source
 from reft_ollama.weights.stack import Weights, module_names
 
 _hooks: weakref.WeakKeyDictionary[nn.Module, list[Any]] = weakref.WeakKeyDictionary()
