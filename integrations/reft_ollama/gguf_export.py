@@ -121,7 +121,7 @@ def export_control_vector(adapter: Adapter | str | Path, base: str | Path, out: 
 def _prepare(adapter: Adapter | str | Path, base: str | Path) -> tuple[Adapter, Architecture, PretrainedConfig]:
     from transformers import AutoConfig
 
-    from reft_ollama.architectures.base import architecture_of
+    from reft_ollama.architectures.table import architecture_of
     from reft_plugins.api import load
     from reft_plugins.base_model import locate
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, GenerationConfig
 
-from reft_ollama.architectures.base import Architecture, architecture_of
+from reft_ollama.architectures.base import Architecture
+from reft_ollama.architectures.table import architecture_of
 from reft_ollama.measuring import measure_file
 from reft_ollama.plan.planning import Plan, make_plan
 from reft_ollama.templates import chat_template
@@ -114,7 +115,7 @@ class Job:
             chat=chat,
             parameters=parameters,
             progress=progress,
-            warnings=[*widened, *plan.warnings, *converted.warnings, *chat.warnings],
+            warnings=[*architecture.warnings(config), *widened, *plan.warnings, *converted.warnings, *chat.warnings],
         )
 
     @property

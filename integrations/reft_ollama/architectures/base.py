@@ -264,13 +264,6 @@ def scale_rows(tensor: Tensor, scales: Tensor | float) -> Tensor:
     return tensor.float() * every.reshape(-1, *[1] * (tensor.ndim - 1))
 
 
-def architecture_of(config: PretrainedConfig) -> Architecture:
-    """See `reft_ollama.architectures.table.architecture_of`."""
-    from reft_ollama.architectures.table import architecture_of as lookup
-
-    return lookup(config)
-
-
 @cache
 def _tensor_names(target: gguf.MODEL_ARCH, layers: int) -> gguf.TensorNameMap:
     """Kept, because making it takes longer than writing a small model's tensors."""

@@ -7,6 +7,7 @@ none.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -39,7 +40,7 @@ class Phi3Architecture(LlamaArchitecture):
         found, start = [], 0
         for module, rows in pieces[fused]:
             (part,) = SPLIT.parts(name.replace(fused, module), (rows, *shape[1:]), config)
-            found.append(replace(part, make=lambda tensor, part=part, start=start: _rows(tensor, part, start)))
+            found.append(replace(part, make=partial(_rows, part=part, start=start)))
             start += rows
         return found
 

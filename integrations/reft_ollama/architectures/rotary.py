@@ -100,5 +100,5 @@ def interleave_rotary(tensor: Tensor, heads: int, rotated: int | None = None) ->
     """
     rows = tensor.reshape(heads, tensor.shape[0] // heads, *tensor.shape[1:])
     rotated = rows.shape[1] if rotated is None else rotated
-    halves = rows[:, :rotated].unflatten(1, (2, rotated // 2))
+    halves = rows[:, :rotated].reshape(heads, 2, rotated // 2, *tensor.shape[1:])
     return torch.cat([halves.transpose(1, 2).flatten(1, 2), rows[:, rotated:]], dim=1).reshape(tensor.shape)
