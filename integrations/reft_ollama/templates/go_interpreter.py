@@ -102,7 +102,7 @@ class Rendering:
         if assigned:
             self.variables[assigned[1]] = value
             return ""
-        return str(value)
+        return str(value).lower() if isinstance(value, bool) else str(value)
 
     def _value(self, expression: str, dot: Any) -> Any:
         tokens = list(_tokens(expression))
