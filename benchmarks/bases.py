@@ -74,9 +74,9 @@ def outline_llama_8b(folder: Path) -> Path:
     return folder
 
 
-def count_parameters(base: Path) -> int:
-    """Numbers in the weights of a model folder with one safetensors file."""
-    with (base / "model.safetensors").open("rb") as file:
+def count_parameters(base: Path, file_name: str = "model.safetensors") -> int:
+    """Numbers in the weights of one safetensors file of a model folder."""
+    with (base / file_name).open("rb") as file:
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
     return sum(_elements(info["shape"]) for name, info in header.items() if name != "__metadata__")
 

@@ -91,7 +91,7 @@ def make_tokenizer(vocabulary: int):
     )
 
 
-def make_lora(base: Path, folder: Path, scale: float = 0.1) -> Path:
+def make_lora(base: Path, folder: Path) -> Path:
     """A random LoRA on queries and values of every layer, as an artifact of ours."""
     from reft_plugins.adapter import Adapter
     from reft_plugins.base_model import identify, read_config
@@ -104,7 +104,7 @@ def make_lora(base: Path, folder: Path, scale: float = 0.1) -> Path:
     for layer in range(config["num_hidden_layers"]):
         for module, size in rows.items():
             name = f"model.layers.{layer}.self_attn.{module}"
-            tensors[f"{name}.lora_A"] = torch.randn(RANK, hidden, generator=draw) * scale
-            tensors[f"{name}.lora_B"] = torch.randn(size, RANK, generator=draw) * scale
+            tensors[f"{name}.lora_A"] = torch.randn(RANK, hidden, generator=draw) * 0.1
+            tensors[f"{name}.lora_B"] = torch.randn(size, RANK, generator=draw) * 0.1
     settings = {"rank": RANK, "alpha": 16.0, "target_modules": list(rows)}
     return Adapter.create("lora", settings, tensors, identify(base)).save(folder)
