@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,14 +16,27 @@ from reft_plugins import plugins
 from reft_plugins.adapter import Adapter
 from reft_plugins.base_model import identify
 
+NOT_RUN = pytest.StashKey[str]()
 
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that need a running Ollama are taken only when asked for with `-m ollama`."""
-    if "ollama" in (config.getoption("-m") or ""):
+    """Tests that need a running Ollama are run only with `-m ollama` and OLLAMA_HOST; that they are not is reported."""
+    needing = [item for item in items if item.get_closest_marker("ollama") is not None]
+    expression = config.getoption("-m") or ""
+    asked = "ollama" in expression and "not ollama" not in expression
+    if not needing or (asked and os.environ.get("OLLAMA_HOST")):
         return
-    wanted = [item for item in items if item.get_closest_marker("ollama") is None]
-    config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
-    items[:] = wanted
+    reason = "pytest -m ollama runs them" if os.environ.get("OLLAMA_HOST") else "no OLLAMA_HOST"
+    config.stash[NOT_RUN] = f"ollama: {len(needing)} tests not run, {reason}"
+    config.hook.pytest_deselected(items=needing)
+    items[:] = [item for item in items if item not in needing]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say that tests with a real Ollama are not run."""
+    if NOT_RUN in config.stash:
+        terminalreporter.write_line(config.stash[NOT_RUN])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,7 +29,7 @@ class Recorded:
         version: what it says it is; answers: instead of its own, by method and path (a blob's path ends before the
             digest); statuses: what it says while it creates a model.
         cut_at: bytes of an upload after which it closes the connection; shows: fields of `/api/show` that differ from
-            what was sent.
+            what was sent; further: more places it has, functions from a request to an answer.
     """
 
     address: str
@@ -39,6 +39,7 @@ class Recorded:
     statuses: tuple[str, ...] = STATUSES
     cut_at: int | None = None
     shows: dict[str, Any] = field(default_factory=dict)
+    further: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -61,6 +62,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         self._handle(b"")
+
+    def do_DELETE(self) -> None:
+        self._handle(self.rfile.read(int(self.headers["Content-Length"])))
 
     def do_POST(self) -> None:
         size = int(self.headers["Content-Length"])
@@ -100,6 +104,8 @@ class _Handler(BaseHTTPRequestHandler):
             return 200, b"".join(_json({"status": status}) + b"\n" for status in recorded.statuses)
         if kind == "POST /api/show":
             return self._show(json.loads(body)["model"])
+        if kind in recorded.further:
+            return 200, _json(recorded.further[kind](json.loads(body)))
         return 404, b"404 page not found"
 
     def _show(self, name: str) -> Answer:

@@ -43,6 +43,7 @@ PARAMETERS: dict[str, tuple[type, ...]] = {
     "mirostat_eta": (int, float),
     "mirostat_tau": (int, float),
     "num_ctx": (int,),
+    "num_keep": (int,),
     "repeat_last_n": (int,),
     "repeat_penalty": (int, float),
     "temperature": (int, float),
@@ -53,7 +54,7 @@ PARAMETERS: dict[str, tuple[type, ...]] = {
     "top_p": (int, float),
     "min_p": (int, float),
 }
-"""What Ollama's documentation of the Modelfile lists as parameters, with types."""
+"""What Ollama's documentation lists as parameters of a Modelfile, or as options of a request, with types."""
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def modelfile(**more: Any) -> Modelfile:
         "source": "model.gguf",
         "template": "{{ .Prompt }}",
         "parameters": {"temperature": 0, "repeat_penalty": 1.0, "top_p": 0.9, "stop": ["</s>", 'a "quoted"\tone']},
-        "license": "free",
+        "licenses": ["free"],
     }
     return Modelfile(**{**settings, **more})
 
@@ -131,7 +132,7 @@ def test_nothing_is_uploaded_twice(server: Recorded, file: Path) -> None:
 
 
 def test_what_is_not_there_is_not_sent(server: Recorded, file: Path) -> None:
-    create_model("demo", file, modelfile(license=None), host=server.address)
+    create_model("demo", file, modelfile(licenses=[]), host=server.address)
     (body,) = server.sent("POST", "/api/create")
     assert not {"license", "quantize", "system", "adapters", "from"} & set(json.loads(body))
 
