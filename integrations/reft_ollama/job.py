@@ -13,13 +13,12 @@ from transformers import AutoConfig, GenerationConfig
 from reft_ollama.architectures.base import Architecture
 from reft_ollama.architectures.table import architecture_of
 from reft_ollama.measuring import measure_file
+from reft_ollama.plan.constant_prefix import PrefixChanges, prefix_changes
 from reft_ollama.plan.planning import Plan, make_plan
-from reft_ollama.templates import chat_template
+from reft_ollama.prompts import Prompts, prepare_prompts
 from reft_ollama.templates.modelfile import Modelfile, find_license, make_parameters
-from reft_ollama.templates.virtual_tokens import Opening
-from reft_ollama.tokenizers.conversion import GgufTokenizer, convert_tokenizer
+from reft_ollama.tokenizers.conversion import convert_tokenizer
 from reft_ollama.tokenizers.loading import load_tokenizer
-from reft_ollama.tokenizers.virtual_tokens import with_virtual_tokens
 from reft_ollama.weights.assembly import assemble
 from reft_ollama.weights.checkpoint import Checkpoint
 from reft_ollama.weights.final_states import measure_final_states
@@ -66,8 +65,7 @@ class Job:
     program: Program
     plan: Plan
     checkpoint: Checkpoint
-    tokenizer: GgufTokenizer
-    chat: chat_template.ChatTemplate
+    prompts: Prompts
     parameters: dict[str, Any]
     progress: Callable[[str, int, int], None]
     warnings: list[str] = field(default_factory=list)
@@ -77,7 +75,7 @@ class Job:
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     _weights: Weights | None = None
     _evaluator: Evaluator | None = None
-    _front: Front = Front()
+    _front: Front = field(default_factory=Front)
 
     @classmethod
     def prepare(
@@ -88,18 +86,15 @@ class Job:
         config = AutoConfig.from_pretrained(directory)
         architecture = architecture_of(config)
         program = adapter.lower()
-        plan = make_plan(program, architecture, config, approximate)
         tokenizer = load_tokenizer(directory)
-        converted = convert_tokenizer(tokenizer, config.vocab_size)
-        virtual = 0 if plan.virtual_tokens is None else len(plan.virtual_tokens)
-        chat = chat_template.derive(tokenizer, converted.add_bos and not virtual)
+        prompts = prepare_prompts(program, architecture, tokenizer, convert_tokenizer(tokenizer, config.vocab_size))
+        plan = make_plan(Program(tuple(prompts.others)), architecture, config, approximate)
+        plan.on_prefix = prompts.on_beginning
         has_own = (directory / "generation_config.json").is_file()
         generation = GenerationConfig.from_pretrained(directory) if has_own else GenerationConfig.from_dict({})
-        parameters = make_parameters(tokenizer, generation, chat)
-        if virtual:
-            opening = Opening(virtual, tokenizer.bos_token if converted.add_bos else "")
-            converted, parameters = with_virtual_tokens(converted, virtual), opening.parameters(parameters)
-            chat = opening.template(chat)
+        parameters = make_parameters(tokenizer, generation, prompts.chat)
+        if prompts.num_keep:
+            parameters["num_keep"] = prompts.num_keep
         widened = [f"{node}: widened to all positions" for node in plan.widened]
         return cls(
             adapter=adapter,
@@ -111,11 +106,10 @@ class Job:
             program=program,
             plan=plan,
             checkpoint=Checkpoint(directory),
-            tokenizer=converted,
-            chat=chat,
+            prompts=prompts,
             parameters=parameters,
             progress=progress,
-            warnings=[*architecture.warnings(config), *widened, *plan.warnings, *converted.warnings, *chat.warnings],
+            warnings=[*widened, *plan.warnings, *prompts.tokenizer.warnings, *prompts.chat.warnings],
         )
 
     @property
@@ -162,13 +156,15 @@ class Job:
         texts = gather(
             runtime, self.adapter, calibration_tokens=wanted, calibration=calibration, held_out=held_out, seed=seed
         )
-        self.texts = texts
+        self.texts = texts = texts.beginning_with(self.prompts.beginning)
         self.warnings += texts.warnings
         if 0 < wanted < CALIBRATION_TOKENS_PER_NEURON * self.config.intermediate_size:
             self.warnings.append(f"{wanted} calibration tokens are few for {self.config.intermediate_size} neurons")
-        reference = Reference(runtime, self.program)
+        reference = Reference(runtime, self.program, self.prompts.beginning)
         self.progress("Running the adapter on held-out text", 0, 0)
-        if self.plan.virtual_tokens is not None:
+        if self.plan.on_prefix:
+            self.plan.prefix_changes = self._prefix_changes(reference)
+        if self.plan.virtual_tokens is not None or self.plan.on_prefix:
             norm = self.architecture.final_norm
             self.plan.final_states = measure_final_states(reference, texts.held_out, norm)
         self._evaluator = evaluator = Evaluator(reference, runtime, self.adapter, texts.held_out)
@@ -187,6 +183,11 @@ class Job:
             self.evaluations[dtype] = evaluator.installed()
         self._front = reference.front
         evaluator.release_model()
+
+    def _prefix_changes(self, reference: Reference) -> PrefixChanges:
+        return prefix_changes(
+            reference, self.prompts.others, self.prompts.beginning, self.architecture.layer, self.architecture.mlp_norm
+        )
 
     def measure_files(self, paths: Mapping[str, Path]) -> None:
         """Measure written files by their formats, those that `choose_weights` has not measured, in llama.cpp.
@@ -209,7 +210,7 @@ class Job:
         kind = "exact" if self.plan.exact else "approximated"
         return Modelfile(
             source=source,
-            template=self.chat.text,
+            template=self.prompts.chat.text,
             parameters=self.parameters,
             license=find_license(self.directory),
             comments=[

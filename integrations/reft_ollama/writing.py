@@ -69,10 +69,10 @@ def write_ggufs(job: Job, staging: Staging, files: Sequence[ModelFiles]) -> None
         source, temporary = "f16", staging.path("source.gguf")
         direct["f16"] = temporary
     made = {
-        dtype: GgufFile(job.weights, job.architecture, job.tokenizer, dtype=dtype, name=job.name, notes=notes)
+        dtype: GgufFile(job.weights, job.architecture, job.prompts.tokenizer, dtype=dtype, name=job.name, notes=notes)
         for dtype in direct
     }
-    full = GgufFile(job.weights, job.architecture, job.tokenizer, dtype="f16").tensor_bytes
+    full = GgufFile(job.weights, job.architecture, job.prompts.tokenizer, dtype="f16").tensor_bytes
     staging.require(
         sum(file.tensor_bytes for file in made.values())
         + sum(int(full * FORMATS[each.dtype].share_of_f16) for each in quantised)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,17 @@ class Texts:
     calibration: list[Text] = field(default_factory=list)
     held_out: list[Text] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    def beginning_with(self, tokens: Sequence[int]) -> Texts:
+        """The same texts, with these ids, or what is missing of them, in front of each."""
+        calibration, held_out = ([_begun(text, tokens) for text in part] for part in (self.calibration, self.held_out))
+        return replace(self, calibration=calibration, held_out=held_out)
+
+
+def _begun(text: Text, beginning: Sequence[int]) -> Text:
+    known = next(n for n in range(len(beginning), -1, -1) if text.tokens[:n] == tuple(beginning[:n]))
+    tokens = (*beginning, *text.tokens[known:])
+    return replace(text, tokens=tokens, prompt_length=max(text.prompt_length - known, 0) + len(beginning))
 
 
 def gather(

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from reft_ollama.architectures.base import Architecture
+from reft_ollama.plan.constant_prefix import PrefixChanges
 from reft_ollama.plan.deltas import embeddings_change, sort_deltas
 from reft_ollama.plan.edits import sort_edits
 from reft_ollama.plan.widened import everywhere
 from reft_ollama.weights.final_states import FinalStates
+from reft_plugins.errors import UnsupportedProgramError
 from reft_plugins.fitting.affine import AffineEdit
 from reft_plugins.fitting.updates import Update
 from reft_plugins.program import Edit, KeyValuePrefix, Node, Program, VirtualTokens, WeightDelta, canonical
@@ -30,8 +32,9 @@ class Plan:
         constants: per layer a vector `[hidden]` added to its output, -1 standing for the embeddings, where no bias and
             no row can hold it; inner_constants: added to the stream between a layer's attention and MLP.
         virtual_tokens: learned embeddings `[n, hidden]` in front of every prompt.
-        final_states: measured, to keep virtual tokens from being generated.
         on_prefix: nodes that only touch the constant beginning of every prompt.
+        prefix_changes: measured, what these come to there.
+        final_states: measured, to keep the tokens that stand for virtual or constant ones from being generated.
         remainder: nodes that can only be fitted, at all positions, in program order.
         residual: the remainder as one affine edit per layer's output, empty where it has nodes of other kinds.
         widened: nodes that applied to some positions and were widened to all of them.
@@ -44,6 +47,7 @@ class Plan:
     virtual_tokens: Tensor | None = None
     final_states: FinalStates | None = None
     on_prefix: list[Node] = field(default_factory=list)
+    prefix_changes: PrefixChanges | None = None
     remainder: list[Node] = field(default_factory=list)
     residual: dict[int, AffineEdit] = field(default_factory=dict)
     widened: list[Node] = field(default_factory=list)
@@ -82,6 +86,11 @@ def make_plan(
         plan.add(module, update)
     plan.constants, plan.inner_constants = edits.constants, edits.inner_constants
     if deltas.embeddings is not None:
+        if learned:
+            raise UnsupportedProgramError(
+                f"{architecture.embedding}: llama.cpp's loader for this architecture has no place for a vector that is "
+                "added to all embeddings but those of virtual tokens. Serve the adapter with vLLM (reft serve)"
+            )
         plan.constants[-1] = deltas.embeddings + plan.constants.get(-1, 0)
     fitted = {id(node) for node in edits.fitted} | {id(node) for node in nodes if isinstance(node, KeyValuePrefix)}
     plan.remainder = [node for node in nodes if id(node) in fitted]

@@ -1,9 +1,8 @@
-"""Virtual tokens in front of every prompt: in Ollama's TEMPLATE, in the file's chat template, and in its parameters."""
+"""Virtual tokens in front of every prompt: in Ollama's TEMPLATE and in its parameters."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from reft_ollama.templates.chat_template import NO_CHAT, ChatTemplate
 from reft_ollama.templates.go_template import literal
@@ -33,6 +32,7 @@ class Opening:
         bos = self.bos if chat.text == NO_CHAT else ""
         return replace(chat, text=literal("".join(names(self.count)) + bos) + chat.text)
 
-    def parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Ollama's parameters with `num_keep`: tokens that stay when the context is full and its older half goes."""
-        return {**parameters, "num_keep": self.count + bool(self.bos)}
+    @property
+    def kept(self) -> int:
+        """Tokens that have to stay when the context is full and its older half goes."""
+        return self.count + bool(self.bos)

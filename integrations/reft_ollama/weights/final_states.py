@@ -34,6 +34,10 @@ class FinalStates:
     normalised: Tensor
     sizes: Tensor
 
+    def widened(self, hidden: int) -> FinalStates:
+        """The same in a model of a larger hidden size, whose further channels are zero."""
+        return FinalStates(nn.functional.pad(self.normalised, (0, hidden - self.normalised.shape[1])), self.sizes)
+
     @cached_property
     def direction(self) -> Tensor | None:
         """A vector `[hidden]`, float64, whose product with every state is at least `CHECKED_SHARE`; None without one.
