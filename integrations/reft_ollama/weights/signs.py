@@ -1,24 +1,27 @@
-"""Virtual tokens in a model whose output layer is its embedding, as llama.cpp takes it for granted of Gemma 2.
+"""Virtual tokens that a sign keeps from being generated, whatever the other channels of a row have to be.
 
-A virtual token's row must be what was learned, so its logit cannot be chosen. The model gets `n` more residual channels
-instead, which the embedding alone writes to: `+r` in all of them for every real token, `-r` in the first half and `+r`
-in the second for a virtual one. They pass through the layers as they are, since nothing reads or writes them,
-and the final norm multiplies the first half by `g` and the second by `-g`. At a real token with `s` the root mean
-square of its final state, where the embedding `r` has become `a`, they add to the logits
+llama.cpp takes it for granted of Gemma 2 that the output layer is the embedding. A virtual token's row must be what was
+learned then, so its logit cannot be chosen. The model gets `n` more residual channels instead, which the embedding
+alone writes to: `+r` in all of them for every real token, `-r` in the first half and `+r` in the second for a virtual
+one; an output layer of its own has the same columns. They pass through the layers as they are, since nothing reads or
+writes them, and the final norm multiplies the first half by `g` and the second by `-g`. At a real token with `s` the
+root mean square of its final state, where the embedding `r` has become `a`, they add to the logits
 
 - of real tokens `n / 2 * (r * g * a / s - r * g * a / s) = 0`,
 - of virtual tokens `n / 2 * (-r * g * a / s - r * g * a / s) = -n * r * g * a / s`.
 
 `g` makes the latter outweigh what learned embeddings had as logits on the states that were measured, by `DEPTH` more.
 The norms see the square of `a`, the same in every token; `r` is so small that this is below float32's resolution,
-unless `g * a / s` would be more than a 16-bit float holds. `r` has few digits, so that every number format keeps it.
+unless `g * a / s` would be more than a 16-bit float holds, and a smaller epsilon takes it back where all norms read
+these channels. `r` has few digits, so that every number format keeps it.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -43,13 +46,13 @@ _LARGEST = 2.0**15
 
 
 class Signed:
-    """A model with virtual tokens in its embedding; see this module's description.
+    """A model with virtual tokens; see this module's description. An output layer of its own has zeros for them else.
 
     Args:
         embeddings: `[n, hidden]`, as the transformers runtime puts them behind the embedding module.
 
     Raises:
-        UnsupportedProgramError: no states were measured.
+        UnsupportedProgramError: no states were measured, or the model cannot grow (see `Grown`).
     """
 
     def __init__(
@@ -65,7 +68,8 @@ class Signed:
         old, new = self._grown.hidden, self._grown.config.hidden_size
         count = new - old
         into = math.sqrt(new) if architecture.scaled_embedding else 1.0
-        learned = embeddings.double() / (math.sqrt(old) if architecture.scaled_embedding else 1.0)
+        tied = f"{architecture.head}.weight" not in weights.shapes
+        learned = embeddings.double() / (math.sqrt(old) if architecture.scaled_embedding else 1.0) * tied
         logits = (states.normalised.double() @ learned.T).amax(1).clamp_min(0)
         needed = float((states.sizes * (DEPTH + logits)).max())
         size = math.sqrt(_ENERGY * _mean_square(weights, architecture) * old / count) / into
@@ -76,8 +80,13 @@ class Signed:
         self._rows = torch.cat([embeddings.float() / into, (self._signs * self._size).expand(len(embeddings), -1)], 1)
         self.config = copy.deepcopy(self._grown.config)
         self.config.vocab_size += len(embeddings)
-        rows, columns = self._grown.shapes[f"{architecture.embedding}.weight"]
-        self.shapes = {**self._grown.shapes, f"{architecture.embedding}.weight": (rows + len(embeddings), columns)}
+        energy = count * (self._size * into) ** 2 / new
+        if not architecture.post_norm and energy < self.config.rms_norm_eps:
+            self.config.rms_norm_eps -= energy
+        self.shapes = dict(self._grown.shapes)
+        for module in (architecture.embedding, architecture.head)[: 1 if tied else 2]:
+            rows, columns = self.shapes[f"{module}.weight"]
+            self.shapes[f"{module}.weight"] = (rows + len(embeddings), columns)
 
     def module(self, name: str) -> dict[str, Tensor]:
         """See `reft_ollama.weights.stack.Weights`."""
@@ -87,18 +96,21 @@ class Signed:
         """See `reft_ollama.weights.stack.Streamed`."""
         own = blocks(self._grown, name)
         if name == self._architecture.embedding:
-            own["weight"] = self._embedding()
+            own["weight"] = chain(self._marked(own["weight"]), (self._rows,))
+        elif name == self._architecture.head:
+            outputs = self._rows.clone()
+            outputs[:, : self._grown.hidden] = 0.0
+            own["weight"] = chain(self._marked(own["weight"]), (outputs,))
         elif name == self._architecture.final_norm:
             weight = torch.cat(list(own["weight"]))
             weight[self._grown.hidden :] = -self._signs * self._gain - self._architecture.norm_offset
             own["weight"] = (weight,)
         return own
 
-    def _embedding(self) -> Iterator[Tensor]:
-        for block in blocks(self._grown, self._architecture.embedding)["weight"]:
+    def _marked(self, real: Iterable[Tensor]) -> Iterator[Tensor]:
+        for block in real:
             block[:, self._grown.hidden :] = self._size
             yield block
-        yield self._rows
 
 
 def _short(number: float, digits: int = 3) -> float:

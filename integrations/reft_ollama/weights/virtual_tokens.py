@@ -7,15 +7,17 @@ never win. That row is the mean of all others, less a multiple of a direction `d
   hidden state `h` is; by Jensen's inequality its probability is at most `1 / V`, that of a token drawn at random.
 - `d` has a positive product with all final hidden states that were measured while the adapter ran, and those are of
   tokens it was not found from as well (see `FinalStates.direction`): logits are `DEPTH` below the mean there, or half.
-  Where the product is not negative, the first sentence holds as it is. Without such a `d` the mean row remains.
+  Where the product is not negative, the first sentence holds as it is.
 
-Where a file cannot have an output layer besides the embedding, see `reft_ollama.weights.signs`.
+Where there is no such `d`, or the file cannot have an output layer besides the embedding, the model grows a little
+instead (see `reft_ollama.weights.signs`); if it cannot, or nothing was measured, the mean row remains.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from contextlib import suppress
 from itertools import chain
 
 import torch
@@ -25,6 +27,7 @@ from reft_ollama.architectures.base import Architecture
 from reft_ollama.weights.final_states import FinalStates
 from reft_ollama.weights.signs import Signed
 from reft_ollama.weights.stack import Blocks, Shapes, Untied, Weights, blocks
+from reft_plugins.errors import UnsupportedProgramError
 
 DEPTH = 40.0
 """How far below the mean logit a virtual token's is on the measured states, in nats; half of it on those that check."""
@@ -40,10 +43,13 @@ def with_virtual_tokens(
             embedding module; states: measured with the adapter, None if nothing was.
 
     Raises:
-        UnsupportedProgramError: see `Signed`.
+        UnsupportedProgramError: see `Signed`; only where the file has no output layer of its own.
     """
     if not architecture.own_head:
         return Signed(weights, architecture, embeddings, states)
+    if states is not None and states.direction is None:
+        with suppress(UnsupportedProgramError):
+            return Signed(weights, architecture, embeddings, states)
     return VirtualTokens(Untied(weights, architecture), architecture, embeddings, states)
 
 
