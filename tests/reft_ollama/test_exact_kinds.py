@@ -18,6 +18,7 @@ from exact_programs import (
     biases,
     embeddings,
     head,
+    several_deltas,
     together,
     vectors_between_layers,
     vectors_inside_layers,
@@ -28,13 +29,16 @@ from raw_programs import as_adapter
 from safetensors.torch import load_file
 from tiny_bases import BASES, make_base
 from tiny_models import sentences
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from reft_ollama.architectures.table import architecture_of
 from reft_ollama.llama_cpp import compare_llama_cpp
 from reft_ollama.plan.planning import Plan, make_plan
+from reft_ollama.tokenizers.conversion import convert_tokenizer
+from reft_ollama.tokenizers.virtual_tokens import with_virtual_tokens
 from reft_ollama.weights.assembly import assemble
 from reft_ollama.weights.checkpoint import Checkpoint
+from reft_ollama.weights.gguf_file import write_gguf
 from reft_ollama.weights.installation import install
 from reft_plugins import plugins
 from reft_plugins.errors import AdapterError, UnsupportedProgramError
@@ -236,16 +240,28 @@ def test_a_delta_of_another_size(bases: Callable[..., Base], tmp_path: Path) -> 
             write(base.directory, Program((delta,)), tmp_path / "model.gguf")
 
 
-def test_edits_that_virtual_tokens_feel(bases: Callable[..., Base]) -> None:
+def test_edits_that_virtual_tokens_feel(bases: Callable[..., Base], tmp_path: Path) -> None:
     """Edits leave virtual tokens alone, and weights do not: only where no other token sees them is that the same."""
     base = bases("llama")
     make = base.make.seeded("virtual")
     virtual, shift = VirtualTokens(make.random(3, make.hidden)), make.random(make.hidden)
-    for site in (Site(0, "block_input"), Site(3), Site(3, "attention_output"), Site(3, "mlp_residual")):
-        assert base.plan([virtual, Edit(site, ALL, shift=shift)]).exact
     for site in (Site(0), Site(3, "block_input"), Site(2, "mlp_output")):
         with pytest.raises(UnsupportedProgramError, match="no virtual token"):
             base.plan([virtual, Edit(site, ALL, shift=shift)])
+    last = [Site(3, component) for component in ("attention_output", "mlp_residual", "mlp_output", "block_output")]
+    edits = [Edit(site, ALL, shift=make.random(make.hidden)) for site in last]
+    nodes = [virtual, *affine_embeddings(make), *embeddings(make), *edits, *several_deltas(make)]
+    config = AutoConfig.from_pretrained(base.directory)
+    weights = assemble(base.plan(nodes), Checkpoint(base.directory), architecture_of(config), config)
+    tokenizer = convert_tokenizer(AutoTokenizer.from_pretrained(base.directory), config.vocab_size)
+    path, adapter = tmp_path / "model.gguf", as_adapter(base.directory, *nodes)
+    write_gguf(path, weights, architecture_of(config), with_virtual_tokens(tokenizer, 3), dtype="f32")
+    front = range(config.vocab_size, config.vocab_size + 3)
+    found = compare_llama_cpp(
+        path, base.texts, lambda ids: base.runtime.logits(ids, adapter), base.runtime.logits, in_front=front
+    )
+    assert found.max_logit_difference < EXACT
+    assert found.base_mean_kl is not None and found.base_mean_kl > 1
 
 
 def test_updates_in_blocks_of_rows() -> None:
