@@ -109,7 +109,13 @@ class Job:
             prompts=prompts,
             parameters=parameters,
             progress=progress,
-            warnings=[*widened, *plan.warnings, *prompts.tokenizer.warnings, *prompts.chat.warnings],
+            warnings=[
+                *architecture.warnings(config),
+                *widened,
+                *plan.warnings,
+                *prompts.tokenizer.warnings,
+                *prompts.chat.warnings,
+            ],
         )
 
     @property
