@@ -123,9 +123,6 @@ def _is_there(directory: Path, receipt: Mapping[str, Any]) -> bool:
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as JSON; a file is what is in it."""
-    return json.loads(
-        json.dumps(
-            {k: sha256(v.read_bytes()) if isinstance(v, Path) and v.is_file() else v for k, v in settings.items()},
-            default=str,
-        )
-    )
+    read = {name: sha256(v.read_bytes()) if isinstance(v, Path) and v.is_file() else v for name, v in settings.items()}
+    plain: dict[str, Any] = json.loads(json.dumps(read, default=str))
+    return plain

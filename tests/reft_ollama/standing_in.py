@@ -27,7 +27,10 @@ class _Runner:
         return {"model": request["model"], "response": self._answer(request, prompt), "done": True}
 
     def chat(self, request: dict[str, Any]) -> dict[str, Any]:
-        prompt = go_template.chat(self._model(request)["template"], request["messages"])
+        model, messages = self._model(request), request["messages"]
+        if "system" in model and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": model["system"]}, *messages]
+        prompt = go_template.chat(model["template"], messages)
         message = {"role": "assistant", "content": self._answer(request, prompt)}
         return {"model": request["model"], "message": message, "done": True}
 

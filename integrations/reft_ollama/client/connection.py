@@ -39,6 +39,10 @@ class Connection(ollama.Client):
         except (ValueError, httpx.InvalidURL) as error:
             raise no_address(self.where, error) from None
 
+    def close(self) -> None:
+        """Drop the connection."""
+        self._client.close()
+
     def check_version(self) -> str:
         """The server's version.
 

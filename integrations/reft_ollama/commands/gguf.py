@@ -25,6 +25,7 @@ _SMALL_FORMATS = ("f32", "f16", "bf16")
 @click.pass_context
 def gguf(
     context: click.Context,
+    /,
     reference: str,
     base: str,
     out: Path,
