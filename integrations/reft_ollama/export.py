@@ -79,6 +79,7 @@ def export_ollama(
     calibration: str | Path | None = None,
     calibration_tokens: int | None = None,
     held_out: str | Path | None = None,
+    system: str | None = None,
     create: str | None = None,
     ollama_quantize: str | None = None,
     host: str | None = None,
@@ -105,6 +106,7 @@ def export_ollama(
         calibration, held_out: JSONL with prompt and completion, or plain text; the former is also measured on (a tenth
             of it, held out) if the latter is not given.
         calibration_tokens: how many to fit on; by default ten per neuron of an MLP, at least 20,000.
+        system: the system message of conversations without one, instead of the chat template's own.
         create: name under which to create the model in a running Ollama at `host` (default: `OLLAMA_HOST`).
         ollama_quantize: number format that Ollama is asked to convert the file to then, such as `q4_K_M`.
         min_top1: fail if a file has a lower top-1 agreement, unless `force`.
@@ -125,6 +127,7 @@ def export_ollama(
     from reft_plugins.adapter import Adapter
     from reft_plugins.api import load
     from reft_plugins.fidelity.report import DOCUMENTS, documents
+    from reft_plugins.references import resolve
 
     if strategy not in STRATEGIES:
         raise ExportError(f"strategy is one of {', '.join(STRATEGIES)}")
@@ -132,6 +135,8 @@ def export_ollama(
     if create is not None:
         check_server(create, host)
     job = Job.prepare(load(adapter, base=base), base, approximate, progress)
+    job.system, job.adapter_folder = system, None if isinstance(adapter, Adapter) else resolve(adapter)
+    job.warnings += job.modelfile(files[0].gguf, files[0].dtype).problems()
     ggufs, modelfiles = all_names()
     own_texts = {
         "calibration": None if calibration is None else Path(calibration),

@@ -16,7 +16,8 @@ from reft_ollama.measuring import measure_file
 from reft_ollama.plan.constant_prefix import PrefixChanges, prefix_changes
 from reft_ollama.plan.planning import Plan, make_plan
 from reft_ollama.prompts import Prompts, prepare_prompts
-from reft_ollama.templates.modelfile import Modelfile, find_license, make_parameters
+from reft_ollama.templates.licenses import find_licenses
+from reft_ollama.templates.modelfile import Modelfile, make_parameters
 from reft_ollama.tokenizers.conversion import convert_tokenizer
 from reft_ollama.tokenizers.loading import load_tokenizer
 from reft_ollama.weights.assembly import assemble
@@ -35,7 +36,6 @@ from reft_plugins.fidelity.evaluation import Evaluation, Evaluator
 from reft_plugins.fidelity.front import Front
 from reft_plugins.fidelity.reference import Reference
 from reft_plugins.fidelity.texts import Texts, gather
-from reft_plugins.fitting.regression import fit_edits
 from reft_plugins.fitting.updates import AffineOutput, Update
 from reft_plugins.manifest import BaseModelIdentity
 from reft_plugins.program import Program
@@ -69,6 +69,8 @@ class Job:
     parameters: dict[str, Any]
     progress: Callable[[str, int, int], None]
     warnings: list[str] = field(default_factory=list)
+    system: str | None = None
+    adapter_folder: Path | None = None
     strategy: str = "merged"
     details: dict[str, Any] = field(default_factory=dict)
     texts: Texts | None = None
@@ -218,7 +220,8 @@ class Job:
             source=source,
             template=self.prompts.chat.text,
             parameters=self.parameters,
-            license=find_license(self.directory),
+            system=self.system,
+            licenses=find_licenses(self.directory, self.adapter_folder, notes=self.adapter.manifest.notes),
             comments=[
                 f"{self.name}, exported by reft-plugins ({kind}, {self.strategy})",
                 f"adapter {self.adapter.digest}",
@@ -249,6 +252,8 @@ class Job:
         return found
 
     def _low_rank(self, reference: Reference, texts: Texts) -> Weights:
+        from reft_plugins.fitting.regression import fit_edits
+
         module = self.architecture.module
         install(self._export({}), self.architecture, reference.model, torch.float32)
         updates, self.details["layer_errors"] = fit_edits(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFas
 
 from reft_ollama.templates import go_template
 from reft_ollama.templates.chat_template import NO_CHAT, ChatTemplate, derive
-from reft_ollama.templates.modelfile import Modelfile, find_license, make_parameters
-from reft_plugins.errors import ExportError
+from reft_ollama.templates.modelfile import make_parameters
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -177,32 +175,13 @@ def test_stops_and_sampling_follow_the_generation_config(tokenizer: PreTrainedTo
         do_sample=True, temperature=0.6, top_p=0.9, top_k=40, repetition_penalty=1.1, eos_token_id=[2, 0]
     )
     sampled = make_parameters(tokenizer, settings, ChatTemplate(NO_CHAT))
-    assert sampled == {"temperature": 0.6, "top_k": 40, "top_p": 0.9, "repeat_penalty": 1.1, "stop": ["</s>", "<pad>"]}
-
-
-def test_the_modelfile_has_every_part_on_its_own_line(tmp_path: Path) -> None:
-    (tmp_path / "LICENSE").write_text("Do as you like.\nBe kind.\n")
-    modelfile = Modelfile(
-        source="model.gguf",
-        template='{{ if eq .Role "user" }}{{ end }}\n',
-        parameters={"temperature": 0, "stop": ["</s>", "<|eot|>"]},
-        license=find_license(tmp_path),
-        comments=["made by a test"],
-    )
-    assert modelfile.text() == (
-        "# made by a test\n"
-        "FROM ./model.gguf\n"
-        'TEMPLATE """{{ if eq .Role "user" }}{{ end }}\n"""\n'
-        "PARAMETER temperature 0\n"
-        'PARAMETER stop "</s>"\n'
-        'PARAMETER stop "<|eot|>"\n'
-        'LICENSE """Do as you like.\nBe kind."""\n'
-    )
-    modelfile.template = 'says """'
-    with pytest.raises(ExportError, match="cannot hold"):
-        modelfile.text()
-
-
-def test_no_license_file_no_license_line(tiny_llama: Path) -> None:
-    assert find_license(tiny_llama) is None
-    assert not re.search("^LICENSE", Modelfile("model.gguf", NO_CHAT).text(), re.MULTILINE)
+    assert sampled == {
+        "temperature": 0.6,
+        "top_k": 40,
+        "top_p": 0.9,
+        "min_p": 0.0,
+        "repeat_penalty": 1.1,
+        "stop": ["</s>", "<pad>"],
+    }
+    silent = make_parameters(tokenizer, GenerationConfig(do_sample=True, min_p=0.05), ChatTemplate(NO_CHAT))
+    assert silent["top_k"] == 50 and silent["min_p"] == 0.05

@@ -73,8 +73,9 @@ def create_request(
         "model": name,
         "files": files,
         "template": modelfile.template,
+        "system": modelfile.system,
         "parameters": modelfile.parameters,
-        "license": [modelfile.license] if modelfile.license else None,
+        "license": modelfile.licenses or None,
         "quantize": quantize,
     }
     return {field: value for field, value in request.items() if value is not None}

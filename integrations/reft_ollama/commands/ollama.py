@@ -17,6 +17,7 @@ from reft_ollama.commands.options import model_options
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Directory to write to.")
 @click.option("--all", "every", is_flag=True, help="Every tag of the store, or of the one NAME, that is for this base.")
 @model_options
+@click.option("--system", metavar="TEXT", help="System message of conversations without one, instead of the model's.")
 @click.option("--create", metavar="NAME", help="Create the model in a running Ollama (OLLAMA_HOST).")
 @click.option("--ollama-quantize", metavar="FORMAT", help="With --create: have Ollama convert the file, as to q4_K_M.")
 @click.option("--force", is_flag=True, help="Write the export even if it is not faithful; with --all make all again.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reft_ollama.templates.chat_template import ChatTemplate
@@ -14,8 +13,6 @@ from reft_plugins.errors import ExportError
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-LICENSE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
-
 
 @dataclass(slots=True)
 class Modelfile:
@@ -23,13 +20,15 @@ class Modelfile:
 
     Attributes:
         source: name of the GGUF file beside it; template: Go template; parameters: Ollama's, `stop` being a list.
-        license: text, None if the base model has none; comments: lines at the top.
+        system: the system message of conversations without one, None for the template's own.
+        licenses: texts, of the base model and of the adapter; comments: lines at the top.
     """
 
     source: str
     template: str
     parameters: dict[str, Any] = field(default_factory=dict)
-    license: str | None = None
+    system: str | None = None
+    licenses: list[str] = field(default_factory=list)
     comments: list[str] = field(default_factory=list)
 
     def text(self) -> str:
@@ -38,14 +37,49 @@ class Modelfile:
         Raises:
             ExportError: a text that a Modelfile cannot quote.
         """
-        lines = [*(f"# {line}".rstrip() for line in self.comments), f"FROM ./{self.source}"]
-        lines.append(f"TEMPLATE {_quoted(self.template)}")
+        lines = [*(f"# {_one_line(line)}".rstrip() for line in self.comments), f"FROM ./{self.source}"]
+        lines.append(f"TEMPLATE {quoted('TEMPLATE', self.template)}")
+        if self.system is not None:
+            lines.append(f"SYSTEM {quoted('SYSTEM', self.system)}")
         for name, value in self.parameters.items():
             for item in value if isinstance(value, list) else [value]:
-                lines.append(f'PARAMETER {name} "{item}"' if isinstance(item, str) else f"PARAMETER {name} {item}")
-        if self.license is not None:
-            lines.append(f"LICENSE {_quoted(self.license)}")
+                lines.append(f"PARAMETER {name} {quoted(name, item) if isinstance(item, str) else item}")
+        lines += [f"LICENSE {quoted('LICENSE', text)}" for text in self.licenses]
         return "\n".join(lines) + "\n"
+
+    def problems(self) -> list[str]:
+        """What Ollama will not do with this file, in sentences.
+
+        Raises:
+            ExportError: see `text`.
+        """
+        self.text()
+        found = (
+            ["TEMPLATE has no place for the SYSTEM message"] if self.system and ".System" not in self.template else []
+        )
+        for name, text in (("SYSTEM", self.system or ""), ("stop", "".join(self.parameters.get("stop", [])))):
+            letters = ", ".join(f"U+{ord(c):04X}" for c in sorted(set(text)) if not _kept(c))
+            if letters:
+                found.append(f"Ollama drops {letters} from {name} when it reads the Modelfile; --create keeps them")
+        return found
+
+
+def quoted(name: str, text: str) -> str:
+    '''A text as it stands behind an instruction, in three quotes, in one, or in none.
+
+    Ollama's Modelfile has no escapes: a value ends with the first line that ends in the quotes it began with.
+
+    Raises:
+        ExportError: naming the instruction, where the text has lines that end in """ and in no other way fits.
+    '''
+    forms = (f'"""{text}"""', f'"{text}"', text)
+    found = next((form for form in forms if _read(form) == text), None)
+    if found is None:
+        raise ExportError(
+            f'{name}: a Modelfile cannot hold a text of several lines of which one ends in """. Change that line, for '
+            "example by a full stop behind it"
+        )
+    return found
 
 
 def make_parameters(
@@ -54,24 +88,21 @@ def make_parameters(
     """Sampling as transformers would do it by default, and the texts that end an answer.
 
     Without `do_sample` transformers is greedy, so temperature is 0. Ollama's own defaults (0.8, a repeat penalty) apply
-    to nothing that is set here.
+    to nothing that is set here. `num_ctx` is left to Ollama, which knows the machine's memory and the model's limit.
     """
     sampled = bool(generation.do_sample)
     parameters: dict[str, Any] = {"temperature": _number(generation.temperature, 1.0) if sampled else 0}
     if sampled:
-        parameters["top_k"] = int(_number(generation.top_k, 0))
+        parameters["top_k"] = int(_number(generation.top_k, _TOP_K))
         parameters["top_p"] = _number(generation.top_p, 1.0)
+        parameters["min_p"] = _number(generation.min_p, 0.0)
     parameters["repeat_penalty"] = _number(generation.repetition_penalty, 1.0)
     parameters["stop"] = _stops(tokenizer, generation, template)
     return {name: value for name, value in parameters.items() if value != []}
 
 
-def find_license(directory: Path) -> str | None:
-    """The base model's license text, if its folder has one."""
-    for name in LICENSE_FILES:
-        if (directory / name).is_file():
-            return (directory / name).read_text("utf-8", errors="replace").strip()
-    return None
+_TOP_K = 50
+"""What transformers takes where a model says nothing."""
 
 
 def _stops(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig, template: ChatTemplate) -> list[str]:
@@ -79,16 +110,33 @@ def _stops(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig, tem
     ids: Sequence[int | None] = [*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id]
     stops = [tokenizer.convert_ids_to_tokens(token) for token in ids if token is not None]
     after = template.end_of_answer.lstrip()
-    stops += [token for token in tokenizer.all_special_tokens if after.startswith(token)]
-    unquotable = re.compile(r'["\n\\]')
-    return [stop for stop in dict.fromkeys(stops) if isinstance(stop, str) and not unquotable.search(stop)]
+    stops += [token for token in tokenizer.all_special_tokens if token and after.startswith(token)]
+    return [stop for stop in dict.fromkeys(stops) if isinstance(stop, str) and stop.strip()]
 
 
 def _number(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
-def _quoted(text: str) -> str:
-    if '"""' in text:
-        raise ExportError('a Modelfile cannot hold text with """ in it (chat template or license of the base model)')
-    return f'"""{text}"""'
+def _kept(letter: str) -> bool:
+    return letter.isprintable() or letter in "\n\r\t"
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"[\r\n]+", " ", text)
+
+
+def _read(form: str) -> str | None:
+    """What Ollama reads from a quoted value at the end of a line; None if the value ends before."""
+    for end, letter in enumerate(form + "\n"):
+        value = _unquoted(form[:end].strip()) if letter in "\r\n" else None
+        if value is not None:
+            return value if end == len(form) else None
+    return None
+
+
+def _unquoted(text: str) -> str | None:
+    for quotes in ('"""', '"'):
+        if text.startswith(quotes):
+            return text[len(quotes) : -len(quotes)] if len(text) >= 2 * len(quotes) and text.endswith(quotes) else None
+    return text
