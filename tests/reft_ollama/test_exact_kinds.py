@@ -20,6 +20,7 @@ from exact_programs import (
     head,
     several_deltas,
     together,
+    vector_at_embeddings,
     vectors_between_layers,
     vectors_inside_layers,
 )
@@ -38,11 +39,14 @@ from reft_ollama.tokenizers.conversion import convert_tokenizer
 from reft_ollama.tokenizers.virtual_tokens import with_virtual_tokens
 from reft_ollama.weights.assembly import assemble
 from reft_ollama.weights.checkpoint import Checkpoint
+from reft_ollama.weights.final_states import measure_final_states
 from reft_ollama.weights.gguf_file import write_gguf
 from reft_ollama.weights.installation import install
 from reft_plugins import plugins
 from reft_plugins.errors import AdapterError, UnsupportedProgramError
 from reft_plugins.fidelity.comparison import Fidelity
+from reft_plugins.fidelity.reference import Reference
+from reft_plugins.fidelity.texts import Text
 from reft_plugins.fitting.affine import compose
 from reft_plugins.fitting.merged import MergedDeltas, embedding_update
 from reft_plugins.fitting.updates import AffineInput, AffineRows, RowWise, Update
@@ -240,9 +244,10 @@ def test_a_delta_of_another_size(bases: Callable[..., Base], tmp_path: Path) -> 
             write(base.directory, Program((delta,)), tmp_path / "model.gguf")
 
 
-def test_edits_that_virtual_tokens_feel(bases: Callable[..., Base], tmp_path: Path) -> None:
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma2"])
+def test_edits_beside_virtual_tokens(model_type: str, bases: Callable[..., Base], tmp_path: Path) -> None:
     """Edits leave virtual tokens alone, and weights do not: only where no other token sees them is that the same."""
-    base = bases("llama")
+    base = bases(model_type)
     make = base.make.seeded("virtual")
     virtual, shift = VirtualTokens(make.random(3, make.hidden)), make.random(make.hidden)
     for site in (Site(0), Site(3, "block_input"), Site(2, "mlp_output")):
@@ -250,12 +255,15 @@ def test_edits_that_virtual_tokens_feel(bases: Callable[..., Base], tmp_path: Pa
             base.plan([virtual, Edit(site, ALL, shift=shift)])
     last = [Site(3, component) for component in ("attention_output", "mlp_residual", "mlp_output", "block_output")]
     edits = [Edit(site, ALL, shift=make.random(make.hidden)) for site in last]
-    nodes = [virtual, *affine_embeddings(make), *embeddings(make), *edits, *several_deltas(make)]
+    first = vector_at_embeddings(make) if model_type == "gemma2" else [*affine_embeddings(make), *embeddings(make)]
+    nodes = [virtual, *first, *edits, *several_deltas(make)]
+    path, adapter, plan = tmp_path / "model.gguf", as_adapter(base.directory, *nodes), base.plan(nodes)
     config = AutoConfig.from_pretrained(base.directory)
-    weights = assemble(base.plan(nodes), Checkpoint(base.directory), architecture_of(config), config)
+    architecture, texts = architecture_of(config), [Text(tuple(text), 10, "text") for text in base.texts]
+    plan.final_states = measure_final_states(Reference(base.runtime, adapter.lower()), texts, architecture.final_norm)
+    weights = assemble(plan, Checkpoint(base.directory), architecture, config)
     tokenizer = convert_tokenizer(AutoTokenizer.from_pretrained(base.directory), config.vocab_size)
-    path, adapter = tmp_path / "model.gguf", as_adapter(base.directory, *nodes)
-    write_gguf(path, weights, architecture_of(config), with_virtual_tokens(tokenizer, 3), dtype="f32")
+    write_gguf(path, weights, architecture, with_virtual_tokens(tokenizer, 3), dtype="f32")
     front = range(config.vocab_size, config.vocab_size + 3)
     found = compare_llama_cpp(
         path, base.texts, lambda ids: base.runtime.logits(ids, adapter), base.runtime.logits, in_front=front

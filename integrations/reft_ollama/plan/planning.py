@@ -10,11 +10,10 @@ from torch import Tensor
 
 from reft_ollama.architectures.base import Architecture
 from reft_ollama.plan.constant_prefix import PrefixChanges
-from reft_ollama.plan.deltas import embeddings_change, sort_deltas
+from reft_ollama.plan.deltas import sort_deltas
 from reft_ollama.plan.edits import sort_edits
 from reft_ollama.plan.widened import everywhere
 from reft_ollama.weights.final_states import FinalStates
-from reft_plugins.errors import UnsupportedProgramError
 from reft_plugins.fitting.affine import AffineEdit
 from reft_plugins.fitting.updates import Update
 from reft_plugins.program import Edit, KeyValuePrefix, Node, Program, VirtualTokens, WeightDelta, canonical
@@ -31,7 +30,7 @@ class Plan:
         updates: exact changes per linear module (transformers naming), in order.
         constants: per layer a vector `[hidden]` added to its output, -1 standing for the embeddings, where no bias and
             no row can hold it; inner_constants: added to the stream between a layer's attention and MLP.
-        virtual_tokens: learned embeddings `[n, hidden]` in front of every prompt.
+        virtual_tokens: learned embeddings `[n, hidden]` in front of every prompt, less what the constants add to them.
         on_prefix: nodes that only touch the constant beginning of every prompt.
         prefix_changes: measured, what these come to there.
         final_states: measured, to keep the tokens that stand for virtual or constant ones from being generated.
@@ -76,7 +75,7 @@ def make_plan(
         AdapterError: a module the base model does not have.
     """
     plan = Plan()
-    nodes = [_everywhere(node, plan, approximate, program, architecture, config) for node in program]
+    nodes = [_everywhere(node, plan, approximate, program, config) for node in program]
     learned = [node.embeddings for node in nodes if isinstance(node, VirtualTokens)]
     plan.virtual_tokens = torch.cat(learned) if learned else None
     deltas = sort_deltas((node for node in nodes if isinstance(node, WeightDelta)), architecture, config)
@@ -86,12 +85,9 @@ def make_plan(
         plan.add(module, update)
     plan.constants, plan.inner_constants = edits.constants, edits.inner_constants
     if deltas.embeddings is not None:
-        if learned:
-            raise UnsupportedProgramError(
-                f"{architecture.embedding}: llama.cpp's loader for this architecture has no place for a vector that is "
-                "added to all embeddings but those of virtual tokens. Serve the adapter with vLLM (reft serve)"
-            )
         plan.constants[-1] = deltas.embeddings + plan.constants.get(-1, 0)
+    if plan.virtual_tokens is not None and -1 in plan.constants:
+        plan.virtual_tokens = plan.virtual_tokens - plan.constants[-1].to(plan.virtual_tokens)
     fitted = {id(node) for node in edits.fitted} | {id(node) for node in nodes if isinstance(node, KeyValuePrefix)}
     plan.remainder = [node for node in nodes if id(node) in fitted]
     if len(fitted) == edits.residual_nodes:
@@ -100,30 +96,22 @@ def make_plan(
     return plan
 
 
-def _everywhere(
-    node: Node,
-    plan: Plan,
-    approximate: bool,
-    program: Program,
-    architecture: Architecture,
-    config: PretrainedConfig,
-) -> Node:
+def _everywhere(node: Node, plan: Plan, approximate: bool, program: Program, config: PretrainedConfig) -> Node:
     """The node at all positions. Weights change virtual tokens too, and edits leave them alone."""
     if not isinstance(node, Edit | WeightDelta):
         return node
-    reached = isinstance(node, Edit) and program.virtual_tokens and not _spares(node, architecture, config)
+    reached = isinstance(node, Edit) and program.virtual_tokens and not _spares(node, config)
     if node.positions.everywhere and not reached:
         return node
     plan.widened.append(node)
     return everywhere(node, approximate)
 
 
-def _spares(edit: Edit, architecture: Architecture, config: PretrainedConfig) -> bool:
+def _spares(edit: Edit, config: PretrainedConfig) -> bool:
     """Whether an edit that weights hold changes virtual tokens only where no other token sees it.
 
-    Their embeddings are rows of their own, and after the last layer's keys and values nobody reads them.
+    What they are in front of the first layer is their own, and behind the last one's keys and values nobody reads them.
     """
-    component = canonical(edit.site.component)
-    if component == "block_input":
-        return edit.site.layer == 0 and embeddings_change(architecture, config)
+    if canonical(edit.site.component) == "block_input":
+        return edit.site.layer == 0
     return edit.site.layer == int(config.num_hidden_layers) - 1
