@@ -28,8 +28,9 @@ class Recorded:
         requests: method, path and body of each, in order.
         version: what it says it is; answers: instead of its own, by method and path (a blob's path ends before the
             digest); statuses: what it says while it creates a model.
-        cut_at: bytes of an upload after which it closes the connection; shows: fields of `/api/show` that differ from
-            what was sent; further: more places it has, functions from a request to an answer.
+        cut_at: bytes of an upload after which it closes the connection; breaks_off: method and path of an answer in
+            the middle of which it does; shows: fields of `/api/show` that differ from what was sent; further: more
+            places it has, functions from a request to an answer.
     """
 
     address: str
@@ -38,6 +39,7 @@ class Recorded:
     answers: dict[str, Answer] = field(default_factory=dict)
     statuses: tuple[str, ...] = STATUSES
     cut_at: int | None = None
+    breaks_off: str | None = None
     shows: dict[str, Any] = field(default_factory=dict)
     further: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
@@ -81,10 +83,11 @@ class _Handler(BaseHTTPRequestHandler):
         kind = f"{self.command} {self.path.partition('sha256:')[0]}"
         status, answer = self.recorded.answers.get(kind) or self._own(kind, body)
         self.send_response(status)
-        self.send_header("Content-Length", str(len(answer)))
+        self.send_header("Content-Length", str(len(answer) + (1000 if kind == self.recorded.breaks_off else 0)))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(answer)
+        self.close_connection = kind == self.recorded.breaks_off
 
     def _own(self, kind: str, body: bytes) -> Answer:
         recorded, digest = self.recorded, self.path.rpartition("/")[2]

@@ -137,11 +137,23 @@ def test_what_is_not_there_is_not_sent(server: Recorded, file: Path) -> None:
     assert not {"license", "quantize", "system", "adapters", "from"} & set(json.loads(body))
 
 
+def test_system_message_and_several_licenses(server: Recorded, file: Path) -> None:
+    given = modelfile(system="Be brief.", licenses=["of the base", "of the adapter"])
+    assert create_model("demo", file, given, host=server.address) == []
+    request = json.loads(server.sent("POST", "/api/create")[0])
+    check_documented(request)
+    assert request["system"] == "Be brief." and request["license"] == ["of the base", "of the adapter"]
+    server.shows = {"system": ""}
+    (note,) = create_model("demo", file, given, host=server.address)
+    assert "another system than was sent" in note
+
+
 def test_quantisation_is_asked_for_and_looked_at(server: Recorded, file: Path) -> None:
-    assert create_model("demo", file, modelfile(), host=server.address, quantize="q4_K_M") == []
+    (unmeasured,) = create_model("demo", file, modelfile(), host=server.address, quantize="q4_K_M")
+    assert "q4_K_M were not measured" in unmeasured
     assert json.loads(server.sent("POST", "/api/create")[0])["quantize"] == "q4_K_M"
     server.shows = {"details": {"quantization_level": "F16"}}
-    (note,) = create_model("demo", file, modelfile(), host=server.address, quantize="q4_K_M")
+    (note, _) = create_model("demo", file, modelfile(), host=server.address, quantize="q4_K_M")
     assert "F16" in note and "q4_K_M" in note
 
 
@@ -233,6 +245,15 @@ def test_a_connection_that_breaks_off_in_an_upload(server: Recorded, file: Path)
     with pytest.raises(ExportError, match=r"broke off.*take model\.gguf \(20,000,000 bytes\).*disk full.*try again"):
         create_model("demo", file, modelfile(), host=server.address)
     assert not server.models
+
+
+@pytest.mark.parametrize("kind", ["GET /api/version", "POST /api/create", "POST /api/show"])
+def test_a_connection_that_breaks_off_in_an_answer(kind: str, server: Recorded, file: Path) -> None:
+    server.breaks_off, server.statuses = kind, ("parsing GGUF",)
+    if kind == "POST /api/show":
+        server.statuses = ("success",)
+    with pytest.raises(ExportError, match=r"broke off the connection when it was to .*try again"):
+        create_model("demo", file, modelfile(), host=server.address)
 
 
 def test_an_end_without_success(server: Recorded, file: Path) -> None:

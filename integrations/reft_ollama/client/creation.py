@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,8 @@ def check_server(name: str, host: str | None = None) -> None:
         ExportError: naming it.
     """
     check_name(name)
-    _connect(host).check_version()
+    with closing(_connect(host)) as server:
+        server.check_version()
 
 
 def create_model(
@@ -41,24 +43,26 @@ def create_model(
         progress: called with bytes hashed and sent, and with every status the server reports.
 
     Returns:
-        What Ollama shows of the model otherwise than it was sent, in sentences; normally none.
+        What a user has to know of the model, in sentences: what Ollama shows otherwise than it was sent, and what was
+        not measured.
 
     Raises:
         ExportError: no server answers, or it refuses the file or the model; the exported files stay where they are.
     """
-    check_name(name)
-    server = _connect(host)
-    try:
-        server.check_version()
-        request = create_request(name, {gguf.name: server.ensure_blob(gguf, progress)}, modelfile, quantize)
-        server.create_model(request, progress)
-        from reft_ollama.client.shown import differences
+    from reft_ollama.client.shown import differences
 
-        return differences(request, server.shown(name))
-    except ExportError as error:
-        raise ExportError(f"{error}. The exported files are in {gguf.parent}") from None
-    finally:
-        server.close()
+    check_name(name)
+    with closing(_connect(host)) as server:
+        try:
+            server.check_version()
+            request = create_request(name, {gguf.name: server.ensure_blob(gguf, progress)}, modelfile, quantize)
+            server.create_model(request, progress)
+            notes = differences(request, server.shown(name))
+        except ExportError as error:
+            raise ExportError(f"{error}. The exported files are in {gguf.parent}") from None
+    if quantize:
+        notes.append(f"answers of Ollama's {quantize} were not measured, those of the exported file were")
+    return notes
 
 
 def create_request(
