@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from raw_programs import RawPlugin, where_is
+from virtual_token_cases import Cases
 
 from reft_plugins import plugins
 from reft_plugins.adapter import Adapter
@@ -88,3 +89,9 @@ def trained_loreft(tiny_llama: Path) -> Adapter:
         optimizer.step()
     tensors = {name: tensor.detach() for name, tensor in parameters.tensors().items()}
     return Adapter.create("loreft", config.model_dump(), tensors, identity)
+
+
+@pytest.fixture(scope="session")
+def virtual_cases(tmp_path_factory: pytest.TempPathFactory) -> Cases:
+    """Small base models of every kind with virtual tokens."""
+    return Cases(lambda: tmp_path_factory.mktemp("base"))
