@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,10 @@ def train(splitter: pre_tokenizers.PreTokenizer, ignore_merges: bool = False) ->
     return tokenizer
 
 
+def has_marks(text: str) -> bool:
+    return any(unicodedata.category(letter).startswith("M") for letter in text)
+
+
 @pytest.mark.parametrize("name", SPLITTERS)
 def test_llama_cpp_splits_text_as_the_tokenizer_does(name: str, tmp_path: Path) -> None:
     splitter, ignore_merges = SPLITTERS[name]
@@ -76,7 +81,9 @@ def test_llama_cpp_splits_text_as_the_tokenizer_does(name: str, tmp_path: Path) 
     assert convert_tokenizer(tokenizer, len(tokenizer)).pre == name
     model = in_llama_cpp(convert(tokenizer), tmp_path / "vocabulary.gguf")
     differing = [text for text in TEXTS if tokens_of(model, text) != tokenizer(text).input_ids]
-    assert differing == []
+    marked = "combining marks" in " ".join(convert(tokenizer).warnings)
+    assert marked == (name in ("tekken", "gpt-4o"))
+    assert [text for text in differing if not (marked and has_marks(text))] == []
 
 
 def test_a_wrong_splitter_name_would_be_noticed(tmp_path: Path) -> None:
@@ -223,6 +230,17 @@ def test_other_models_of_text_are_named() -> None:
         convert_tokenizer(tokenizer, 1)
 
 
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma2", "unheard-of"])
+def test_a_folder_without_a_tokenizer_or_with_a_broken_one_is_named(model_type: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(ExportError, match="no tokenizer there"):
+        load_tokenizer(tmp_path)
+    for broken in ("{", '{"version": "1.0", "model": {"type": "Unheard"}}'):
+        (tmp_path / "tokenizer.json").write_text(broken)
+        with pytest.raises(ExportError, match="cannot load its tokenizer"):
+            load_tokenizer(tmp_path)
+
+
 MISTRAL = {"v1": "tokenizer.model.v1", "v2": "mistral_instruct_tokenizer_240216.model.v2"}
 MISTRAL |= {"v3": "mistral_instruct_tokenizer_240323.model.v3", "tekken": "tekken_240718.json"}
 
@@ -241,9 +259,9 @@ def test_the_tokenizers_that_mistral_publishes(version: str, tmp_path: Path) -> 
     model = in_llama_cpp(converted, tmp_path / "v.gguf")
     texts = [*TEXTS, "[INST] What is it? [/INST] A ferry.</s>", " ".join(TEXTS), "\n".join(TEXTS)]
     differing = [text for text in texts if text and tokens_of(model, text) != tokenizer(text).input_ids]
-    assert len(tokenizer(texts[-1]).input_ids) < len(texts[-1]) / 3
+    assert len(tokenizer(texts[-1]).input_ids) < len(texts[-1]) / 2
     if version == "tekken":
         assert converted.pre == "tekken" and "combining marks" in " ".join(converted.warnings)
-        assert all("हिन्दी" in text for text in differing)
+        assert all(has_marks(text) for text in differing)
     else:
         assert differing == [] and converted.warnings == []

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEKKEN = "tekken.json"
+FILES = ("tokenizer.json", "tokenizer.model*", TEKKEN, "vocab.json", "merges.txt", "*.tiktoken")
+"""What tokenizers are stored in; where there is none of these, transformers makes an empty one of some classes."""
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -24,10 +26,13 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    if not any(any(directory.glob(pattern)) for pattern in FILES):
+        raise ExportError(f"{directory}: no tokenizer there ({', '.join(FILES)}). Copy the base model's files into it")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory)
-    except (OSError, ValueError, KeyError) as error:
-        raise ExportError(f"{directory}: its tokenizer cannot be loaded: {error}") from None
+    except Exception as error:  # tokenizers raises bare ones
+        reason = str(error).partition("\n")[0]
+        raise ExportError(f"{directory}: transformers cannot load its tokenizer: {reason}") from None
     if hasattr(tokenizer, "backend_tokenizer"):
         return tokenizer
     if (directory / "tokenizer.json").is_file():
