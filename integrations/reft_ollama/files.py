@@ -61,12 +61,13 @@ class Staging:
 
     def __enter__(self) -> Self:
         try:
-            missing = [path for path in (self.directory, *self.directory.parents) if not path.exists()]
+            self._made = [path for path in (self.directory, *self.directory.parents) if not path.exists()]
             self._stage.mkdir(parents=True, exist_ok=True)
-            self._made = missing
             self._lock.acquire()
             for leftover in self._stage.iterdir():
-                if leftover.name != "lock":
+                if leftover.is_dir():
+                    shutil.rmtree(leftover)
+                elif leftover.name != "lock":
                     leftover.unlink()
         except Timeout:
             raise ExportError(
@@ -74,7 +75,7 @@ class Staging:
             ) from None
         except OSError as error:
             self._remove()
-            raise _explained(error, self.directory) or error from None
+            raise _explained(error, self.directory) or _refused(error, self.directory) from None
         return self
 
     def __exit__(
@@ -144,7 +145,11 @@ def _explained(error: BaseException | None, directory: Path) -> ExportError | No
             "space, choose another disk with --out, or a smaller number format with --dtype"
         )
     if error.errno in _REFUSED:
-        return ExportError(f"{directory}: cannot be written to ({reason}). Choose another directory with --out")
+        return _refused(error, directory)
     if error.errno == errno.EIO:
         return ExportError(f"{directory}: writing failed ({reason}). Nothing was written; check the disk")
     return None
+
+
+def _refused(error: OSError, directory: Path) -> ExportError:
+    return ExportError(f"{directory}: cannot be written to ({error.strerror}). Choose another directory with --out")

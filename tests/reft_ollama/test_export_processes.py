@@ -92,3 +92,22 @@ def test_peak_memory_is_far_below_the_largest_tensor(tmp_path: Path) -> None:
     found = json.loads(finished.stdout.splitlines()[-1])
     assert all(found[dtype] < 1 for dtype in ("bf16", "f16", "q8_0")), found
     assert found["whole"] > 2, "the control: whole parameters in float32 must show"
+
+
+def test_killed_at_any_moment(tmp_path: Path) -> None:
+    """By SIGKILL, SIGTERM and SIGINT: what stands there is a whole export, or what would speak of it is gone too.
+
+    And a file that may not grow further ends an export as a full disk does.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PEERS), *sys.path]), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, str(Path(__file__).with_name("killed_exports.py")), "0", "12"]
+    finished = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    *said, last = finished.stdout.splitlines()
+    found = json.loads(last)
+    assert found["broken"] == [[]] * 12
+    assert found["killed"] >= 6, "most must be stopped on their way"
+    assert found["partial"] > 0, "some must be stopped while they write"
+    assert found["final"], "after all of it an export is what it always is"
+    assert found["limited"] == 3 and not found["left"]
+    assert any("the disk is full, or a file may not be larger (File too large)" in line for line in said)
