@@ -34,8 +34,9 @@ from reft_plugins.fidelity.certificate import summary
 from reft_plugins.fidelity.comparison import EXACT_DIFFERENCE
 from reft_plugins.fidelity.evaluation import Evaluation, Evaluator
 from reft_plugins.fidelity.front import Front
+from reft_plugins.fidelity.gathering import gather
 from reft_plugins.fidelity.reference import Reference
-from reft_plugins.fidelity.texts import Texts, gather
+from reft_plugins.fidelity.texts import Texts
 from reft_plugins.fitting.updates import AffineOutput, Update
 from reft_plugins.manifest import BaseModelIdentity
 from reft_plugins.program import Program

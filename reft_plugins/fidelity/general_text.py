@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from importlib.resources import files
-from itertools import zip_longest
 
 KINDS = ("prose", "languages", "dialogue", "code", "lists")
 """Files of passages; `languages` are other ones than English."""
@@ -12,11 +10,14 @@ KINDS = ("prose", "languages", "dialogue", "code", "lists")
 SEPARATOR = "\n%%\n"
 
 
-def _passages() -> Iterator[str]:
-    """Passages of every kind in turn, so that any part of them has some of each."""
+def _passages() -> list[str]:
+    """Passages of all kinds, evenly mixed, so that any part of them has some of each."""
     folder = files("reft_plugins.fidelity").joinpath("passages")
-    kinds = [folder.joinpath(f"{kind}.txt").read_text("utf-8").rstrip("\n").split(SEPARATOR) for kind in KINDS]
-    return (passage for turn in zip_longest(*kinds) for passage in turn if passage is not None)
+    placed: list[tuple[float, str]] = []
+    for kind in KINDS:
+        passages = folder.joinpath(f"{kind}.txt").read_text("utf-8").rstrip("\n").split(SEPARATOR)
+        placed += [((index + 0.5) / len(passages), passage) for index, passage in enumerate(passages)]
+    return [passage for _, passage in sorted(placed, key=lambda entry: entry[0])]
 
 
 PASSAGES = tuple(_passages())

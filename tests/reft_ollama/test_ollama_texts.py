@@ -12,8 +12,11 @@ from raw_programs import as_adapter, where_is
 
 from reft_plugins.adapter import Adapter
 from reft_plugins.errors import DataError
+from reft_plugins.fidelity.gathering import gather
 from reft_plugins.fidelity.general_text import PASSAGES
-from reft_plugins.fidelity.texts import MAX_LENGTH, gather, read_texts
+from reft_plugins.fidelity.near_duplicates import near_duplicates
+from reft_plugins.fidelity.text_files import read_texts
+from reft_plugins.fidelity.texts import MAX_LENGTH, Texts
 from reft_plugins.positions import Positions
 from reft_plugins.program import Edit, Site
 
@@ -79,18 +82,40 @@ def test_prompts_and_completions_are_tokenized_as_in_training(runtime: Any, tmp_
     assert rest == (*runtime.tokenizer(answer, add_special_tokens=False).input_ids, 2)
 
 
-def test_long_text_is_cut(runtime: Any, tmp_path: Path) -> None:
-    (tmp_path / "long.txt").write_text("word " * 2000)
-    (text,) = read_texts(tmp_path / "long.txt", runtime.tokenizer, "mine")
-    assert len(text.tokens) == MAX_LENGTH
+def test_long_lines_are_taken_in_pieces_and_cut(runtime: Any, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text(" ".join(f"word{n}" for n in range(2000)) + "\n\nshort one")
+    *pieces, last = read_texts(tmp_path / "long.txt", runtime.tokenizer, "mine")
+    assert len(pieces) > 8 and max(len(text.tokens) for text in pieces) == MAX_LENGTH
+    starts = [runtime.tokenizer.decode(text.tokens[1:]).split()[0] for text in pieces]
+    assert starts[0] == "word0" and len(set(starts)) == len(starts), "pieces follow one another"
+    assert all(start.removeprefix("word").isdigit() for start in starts), "pieces begin with whole words"
+    assert runtime.tokenizer.decode(last.tokens[1:]) == "short one"
+
+
+def test_a_word_without_end_is_cut_too(runtime: Any, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("abcdefghij" * 1000)
+    found = read_texts(tmp_path / "long.txt", runtime.tokenizer, "mine")
+    assert found and all(len(text.tokens) <= MAX_LENGTH for text in found)
+
+
+def test_a_large_file_is_read_as_far_as_needed(runtime: Any, tmp_path: Path) -> None:
+    lines = "\n\n".join(f"Paragraph number {n} of many." for n in range(1000))
+    (tmp_path / "large.txt").write_bytes(lines.encode() + b"\n\n" * 20_000 + b"\xff")
+    found = read_texts(tmp_path / "large.txt", runtime.tokenizer, "mine", max_tokens=500)
+    assert 500 <= sum(len(text.tokens) for text in found) < 700, "the end, which is not UTF-8, was not reached"
+    with pytest.raises(DataError, match="large.txt.*not UTF-8"):
+        read_texts(tmp_path / "large.txt", runtime.tokenizer, "mine")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("bad.jsonl", '{"prompt": "a", "completion": "b"}\n{"prompt": "a"}', r"bad\.jsonl, line 2: field 'completion'"),
-        ("bad.txt", " \n\n \n", r"bad\.txt: no text"),
-        ("bad.txt", b"\xff\xfe\xfa", r"bad\.txt: cannot read"),
+        ("bad.jsonl", "", r"bad\.jsonl: no examples"),
+        ("chat.jsonl", '{"messages": []}', r"chat\.jsonl, line 1: field 'prompt' is missing.*'messages'"),
+        ("bad.jsonl", b'{"prompt": "\xff"}', r"bad\.jsonl, line 1: not JSON"),
+        ("bad.txt", " \n\n \n", r"bad\.txt: no text in it \(mine\)"),
+        ("bad.txt", b"\xff\xfe\xfa", r"bad\.txt: cannot read the mine: it is not UTF-8"),
     ],
 )
 def test_unusable_files_are_named(name: str, content: str | bytes, message: str, runtime: Any, tmp_path: Path) -> None:
@@ -99,6 +124,66 @@ def test_unusable_files_are_named(name: str, content: str | bytes, message: str,
         read_texts(tmp_path / name, runtime.tokenizer, "mine")
 
 
-def test_passages_are_many_and_distinct() -> None:
-    assert len(set(PASSAGES)) == len(PASSAGES) >= 20
+@pytest.mark.parametrize("name", ["missing.txt", "missing.jsonl", "folder.txt", "folder.jsonl"])
+def test_files_that_are_none_are_named(name: str, runtime: Any, adapter: Adapter, tmp_path: Path) -> None:
+    if name.startswith("folder"):
+        (tmp_path / name).mkdir()
+    for option in ("calibration", "held_out"):
+        with pytest.raises(DataError, match=f"{name}: cannot read"):
+            gather(runtime, adapter, calibration_tokens=0, **{option: tmp_path / name})
+
+
+def own_texts(texts: Texts) -> list[tuple[int, ...]]:
+    return [text.tokens for text in texts.calibration if text.source == "calibration file"]
+
+
+def test_text_that_is_held_out_is_not_fitted_on_even_if_written_differently(
+    runtime: Any, adapter: Adapter, tmp_path: Path
+) -> None:
+    paragraphs = [
+        "The old sailor paints the harbour in the morning, before the market opens and the noise begins.",
+        "Count: one, two, three, four. The brave doctor visits the castle and stays there until the evening.",
+        "A small red fox follows the farmer across the field, and neither of them looks back even once.",
+    ]
+    held_out, own = tmp_path / "held_out.txt", tmp_path / "own.txt"
+    held_out.write_text("\n\n".join(paragraphs[:2]))
+    own.write_text("\n\n".join([paragraphs[0].upper().replace(",", " -"), paragraphs[1] + " Yes.", paragraphs[2]]))
+    texts = gather(runtime, adapter, calibration_tokens=4000, calibration=own, held_out=held_out)
+    assert [runtime.tokenizer.decode(tokens[1:]) for tokens in own_texts(texts)] == [paragraphs[2]]
+    assert any("2 of 3 texts of the calibration file are nearly the same" in warning for warning in texts.warnings)
+    apart = gather(runtime, adapter, calibration_tokens=4000, calibration=own)
+    assert len(own_texts(apart)) == 2 and not any("nearly the same" in warning for warning in apart.warnings)
+
+
+def test_other_words_make_another_text() -> None:
+    text = "The old sailor paints the harbour in the morning, before the market opens."
+    others = ["The young doctor paints the castle in the evening, after the school closes.", "Where?", ""]
+    assert near_duplicates([text, text.upper(), "where", "No.", "", "\u4f60\u597d"], [text, *others]) == [
+        *(True, True, True, False, True, False)
+    ]
+    assert near_duplicates([text], others) == [False]
+
+
+def test_too_little_text_is_told(runtime: Any, adapter: Adapter, tmp_path: Path) -> None:
+    few = gather(runtime, adapter, calibration_tokens=8000, calibration=write_rows(tmp_path / "few.jsonl", 20))
+    assert any("the calibration file has only" in warning and "of 8000 tokens" in warning for warning in few.warnings)
+    assert any("of your own text are measured on" in warning for warning in few.warnings)
+    none = gather(runtime, adapter, calibration_tokens=2000)
+    assert any("no calibration file" in warning for warning in none.warnings)
+    (tmp_path / "one.txt").write_text("Only this one text.")
+    one = gather(runtime, adapter, calibration_tokens=2000, calibration=tmp_path / "one.txt")
+    assert any("has only one text" in warning for warning in one.warnings) and len(own_texts(one)) == 1
+    enough = gather(runtime, adapter, calibration_tokens=4000, calibration=write_rows(tmp_path / "many.jsonl", 300))
+    assert enough.warnings == []
+
+
+def test_passages_are_many_distinct_and_of_many_kinds() -> None:
+    assert len(set(PASSAGES)) == len(PASSAGES) >= 70
     assert all(80 < len(passage) < 600 for passage in PASSAGES)
+    for part in (PASSAGES, PASSAGES[::4]):
+        text = " ".join(part)
+        assert any(character.isalpha() and ord(character) > 0x370 for character in text), "other scripts than Latin"
+        assert any(word in text for word in ("def ", "#include", "fetch(")), "code"
+        assert any(character in "äöüéèñçąłß" for character in text), "other languages in Latin script"
+        assert sum(character.isdigit() for character in text) > 0.01 * len(text), "numbers"
+    assert not any(near_duplicates(PASSAGES[::2], PASSAGES[1::2]))
