@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -147,8 +148,11 @@ def test_a_missing_or_failing_quantiser_is_an_error(
     blocks_of_256: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "broken").write_bytes(b"GGUF" + bytes(100))
-    with pytest.raises(ExportError, match=r"quantiser could not make q4_k_m \(status 1\): .*fail"):
+    with pytest.raises(ExportError, match=r"quantiser could not make q4_k_m \(status 1\): .{10}"):
         quantise(tmp_path / "broken", tmp_path / "out", "q4_k_m")
+    with pytest.raises(OSError, match="could not go on writing") as failure:
+        quantise(write(blocks_of_256, NOTHING, tmp_path / "f16.gguf", "f16"), Path("/dev/full"), "q4_k_m")
+    assert failure.value.errno == errno.ENOSPC
     monkeypatch.setattr(quantization.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ExportError, match=r"pip install llama-cpp-python.*ollama create NAME -q q4_k_m"):
         quantise(tmp_path / "broken", tmp_path / "out", "q4_k_m")

@@ -15,7 +15,6 @@ from tiny_models import sentences
 
 from reft_ollama.export import ExportResult, export_ollama
 from reft_ollama.llama_cpp import LlamaCppModel, compare_llama_cpp
-from reft_ollama.weights import gguf_file
 from reft_plugins.adapter import Adapter
 from reft_plugins.errors import BaseMismatchError, ExportError, UnsupportedProgramError
 from reft_plugins.fidelity.comparison import TARGET_KL, TARGET_REMOVED, TARGET_TOP1
@@ -197,40 +196,6 @@ def test_an_adapter_of_another_base_is_refused(tiny_llama: Path, trained_loreft:
     other = make_tiny_llama(tmp_path / "other", steps=0, seed=5)
     with pytest.raises(BaseMismatchError):
         export_ollama(trained_loreft, other, tmp_path / "out")
-
-
-@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError])
-def test_an_interrupted_export_leaves_the_previous_one_untouched(
-    failure: type[BaseException], tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    adapter = as_adapter(tiny_llama, Edit(Site(1), ALL, shift=torch.ones(128)))
-    export_ollama(adapter, tiny_llama, tmp_path / "old")
-    before = {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
-    written = 0
-    encode = gguf_file._encode
-
-    def interrupted(name: str, tensor: torch.Tensor, dtype: str) -> Any:
-        nonlocal written
-        written += 1
-        if written == 20:
-            raise failure("stopped")
-        return encode(name, tensor, dtype)
-
-    monkeypatch.setattr(gguf_file, "_encode", interrupted)
-    for directory in ("old", "new"):
-        written = 0
-        with pytest.raises(failure):
-            export_ollama(adapter, tiny_llama, tmp_path / directory, dtype="bf16")
-    assert {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()} == before
-    assert list((tmp_path / "new").iterdir()) == []
-
-
-def test_values_that_do_not_fit_the_format_are_an_error(tiny_llama: Path, tmp_path: Path) -> None:
-    a, b = torch.ones(1, 128) * 300, torch.ones(352, 1) * 300
-    adapter = as_adapter(tiny_llama, WeightDelta("model.layers.0.mlp.up_proj", a, b))
-    with pytest.raises(ExportError, match=r"up_proj.*does not fit f16.*bf16"):
-        export_ollama(adapter, tiny_llama, tmp_path / "out", force=True)
-    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_other_architectures_are_refused_by_name(tiny_llama: Path, tmp_path: Path) -> None:

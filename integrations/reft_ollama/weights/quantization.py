@@ -5,6 +5,7 @@ It runs in a process of its own: a failed assertion in it ends no export without
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import subprocess
 import sys
@@ -31,6 +32,7 @@ def quantise(source: Path, target: Path, dtype: str, threads: int = 0) -> list[s
 
     Raises:
         ExportError: llama-cpp-python is missing, or the quantiser fails.
+        OSError: the disk does not take the file.
     """
     check_quantiser(dtype)
     words = [str(source), str(target), str(int(FORMATS[dtype].file_type)), str(threads)]
@@ -50,7 +52,10 @@ def quantise(source: Path, target: Path, dtype: str, threads: int = 0) -> list[s
         process.kill()
         process.communicate()
     if status != 0:
-        reason = next((line for line in reversed(lines) if "fail" in line or "error" in line.lower()), lines[-1:])
+        failures = [line for line in lines if "fail" in line or "error" in line.lower()]
+        reason = (failures or lines or ["it said nothing"])[-1].rpartition("failed to quantize: ")[2]
+        if "iostream error" in reason:
+            raise OSError(errno.ENOSPC, "llama.cpp's quantiser could not go on writing")
         raise ExportError(f"llama.cpp's quantiser could not make {dtype} (status {status}): {reason}")
     fallbacks = next((line for line in lines if "fallback quantization" in line), None)
     if fallbacks is None:
