@@ -70,7 +70,7 @@ def test_a_trained_model_does_not_grow(tiny_llama: Path, tmp_path: Path) -> None
     """Its final states have a common direction, so that an output row can be far below all others."""
     case = Case(tiny_llama)
     result = export_ollama(case.adapter, case.directory, tmp_path, dtype="f16")
-    assert not result.warnings
+    assert not any("probability" in warning for warning in result.warnings)
     reader = GGUFReader(result.gguf)
     shapes = {tensor.name: tuple(tensor.shape) for tensor in reader.tensors}
     assert shapes["token_embd.weight"] == shapes["output.weight"] == (128, 512 + VIRTUAL)

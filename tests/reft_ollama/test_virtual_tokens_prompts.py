@@ -91,6 +91,8 @@ def test_plain_prompts_and_what_stays_in_a_full_context(virtual_cases: Cases, tm
     written = result.modelfile.read_text()
     assert f'TEMPLATE """{"".join(names(VIRTUAL))}<s>{{{{ .Prompt }}}}"""' in written
     assert f"PARAMETER num_keep {VIRTUAL + 1}\n" in written
+    (warning,) = [warning for warning in result.warnings if "every prompt begins with" in warning]
+    assert "<|reft_virtual_0|> to <|reft_virtual_7|> and then <s>, which TEMPLATE" in warning and warning in written
     prompt = "Who helps the old fox?"
     text = go_template.render(written.split('"""')[1], {"Prompt": prompt})
     model = LlamaCppModel(result.gguf)

@@ -30,7 +30,17 @@ class Opening:
             chat: derived for a runtime that adds no BOS, so that BOS is in it where the chat template has one.
         """
         bos = self.bos if chat.text == NO_CHAT else ""
-        return replace(chat, text=literal("".join(names(self.count)) + bos) + chat.text)
+        text = literal("".join(names(self.count)) + bos) + chat.text
+        return replace(chat, text=text, warnings=[*chat.warnings, self._warning()])
+
+    def _warning(self) -> str:
+        own = names(self.count)
+        tokens = own[0] if self.count == 1 else f"{own[0]} to {own[-1]}"
+        behind = f" and then {self.bos}" if self.bos else ""
+        return (
+            f"every prompt begins with {tokens}{behind}, which TEMPLATE and the file's chat template write; what is "
+            "sent past them (raw prompts, a completion endpoint of llama.cpp) has to begin so itself"
+        )
 
     @property
     def kept(self) -> int:
