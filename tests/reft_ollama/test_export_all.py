@@ -14,6 +14,7 @@ from raw_programs import as_adapter
 from tiny_bases import make_base
 
 from adapters_store import Store
+from reft_ollama import batch
 from reft_ollama.batch import EXPORTED, FAILED, THERE, Outcome, export_all
 from reft_plugins.cli import main
 from reft_plugins.errors import UnknownReferenceError
@@ -148,6 +149,31 @@ def test_the_command_shows_a_table_and_fails_if_any_failed(
     assert found["ends:v1"]["error"] and found["ends:v1"]["result"] is None
     assert reft(monkeypatch, "export", "ollama", "style", *command[2:], "--force") == 0
     assert capsys.readouterr().out.count(EXPORTED) == 2
+
+
+def test_an_interrupted_run_shows_what_is_done_and_goes_on_later(
+    store: Store,
+    bases: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base, out = bases[0], tmp_path / "out"
+    command = ("export", "ollama", "--all", "--base", base, "--out", out, "--no-measure")
+    export = batch._export
+
+    def interrupted(reference: str, *arguments: Any) -> Any:
+        if reference == "team/tone:v1":
+            raise KeyboardInterrupt
+        return export(reference, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(batch, "_export", interrupted)
+        assert reft(monkeypatch, *command) == 1
+    assert capsys.readouterr().out.count(EXPORTED) == 2
+    assert reft(monkeypatch, *command) == 0
+    shown = capsys.readouterr().out
+    assert shown.count(THERE) == 2 and shown.count(EXPORTED) == 1
 
 
 def test_nothing_of_the_store_is_for_this_base(

@@ -62,12 +62,12 @@ def test_the_table_names_every_source(
 def test_a_refusal_is_exit_code_1_and_wrong_use_2(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    edit = Edit(Site(1), Positions.parse("f1"), down=torch.ones(1, 128), up=torch.ones(1, 128))
-    first = as_adapter(tiny_llama, edit).save(tmp_path / "first")
-    command = ("export", "ollama", first, "--base", tiny_llama, "--out", tmp_path / "out")
+    edit = Edit(Site(1), Positions.parse("l1"), down=torch.ones(1, 128), up=torch.ones(1, 128))
+    last = as_adapter(tiny_llama, edit).save(tmp_path / "last")
+    command = ("export", "ollama", last, "--base", tiny_llama, "--out", tmp_path / "out")
     assert reft(monkeypatch, *command) == 1
     assert "--approximate" in capsys.readouterr().err
-    assert reft(monkeypatch, "export", "ollama", first, "--out", tmp_path / "out") == 2
+    assert reft(monkeypatch, "export", "ollama", last, "--out", tmp_path / "out") == 2
     assert "--base" in capsys.readouterr().err
     assert reft(monkeypatch, *command, "--dtype", "q4") == 2
     assert reft(monkeypatch, "export", "ollama", "nothing:here", *command[3:]) == 1

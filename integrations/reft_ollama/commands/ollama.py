@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from reft_ollama.commands.options import model_options
+
+if TYPE_CHECKING:
+    from reft_ollama.batch import Outcome
 
 
 @click.command("ollama")
@@ -71,17 +74,21 @@ def _export_all(name: str | None, base: str, out: Path, force: bool, as_json: bo
     from reft_ollama.commands.screen import print_outcomes, progress_bar
     from reft_plugins.errors import UnknownReferenceError
 
-    with progress_bar("Reading the store") as progress:
+    outcomes: list[Outcome] = []
+    try:
+        with progress_bar("Reading the store") as progress:
 
-        def named(reference: str) -> Any:
-            return lambda step, done, total: progress(f"{reference}: {step}", done, total)
+            def named(reference: str) -> Any:
+                return lambda step, done, total: progress(f"{reference}: {step}", done, total)
 
-        outcomes = list(export_all(base, out, name, again=force, progress=named, force=force, **options))
+            for each in export_all(base, out, name, again=force, progress=named, force=force, **options):
+                outcomes.append(each)
+    finally:
+        if as_json:
+            click.echo(json.dumps([each.to_json() for each in outcomes], indent=2))
+        elif outcomes:
+            print_outcomes(outcomes, Console())
     if not outcomes:
         raise UnknownReferenceError(f"no adapter of the store was made for the base model {base}; see `reft store ls`")
-    if as_json:
-        click.echo(json.dumps([each.to_json() for each in outcomes], indent=2))
-    else:
-        print_outcomes(outcomes, Console())
     if any(each.outcome == FAILED for each in outcomes):
         sys.exit(1)

@@ -25,12 +25,19 @@ _OPTIONS = (
     ),
     click.option(
         "--strategy",
-        type=click.Choice(["auto", "low-rank", "neurons"]),
+        type=click.Choice(["auto", "low-rank", "distilled", "neurons"]),
         default="auto",
         show_default=True,
-        help="How edits of the residual stream become weights: low-rank keeps the model's size, neurons is nearly "
-        "exact.",
+        help="How what weights cannot hold becomes weights: low-rank and distilled keep the model's size, neurons is "
+        "nearly exact for affine edits of the residual stream.",
     ),
+    click.option(
+        "--distill", is_flag=True, help="Train the fitted weights to predict as the adapter where they miss the target."
+    ),
+    click.option(
+        "--distill-steps", type=click.IntRange(min=1), default=200, show_default=True, help="Of that training."
+    ),
+    click.option("--rank", type=click.IntRange(min=1), help="Of fitted updates; by default that of the edits, or 32."),
     click.option(
         "--dtype",
         type=click.Choice(FORMATS, case_sensitive=False),
