@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from modelfile_reader import read
 from raw_programs import as_adapter
 
+from reft_ollama.commands.ollama import ollama
 from reft_ollama.export import export_ollama
 from reft_ollama.templates import go_template
 from reft_ollama.templates.chat_template import NO_CHAT
@@ -127,7 +129,10 @@ def test_an_export_says_system_and_licenses(tiny_llama: Path, tmp_path: Path) ->
     shift = torch.randn(128, generator=torch.Generator().manual_seed(4))
     folder = as_adapter(tiny_llama, Edit(Site(1), Positions.parse("all"), shift=shift)).save(tmp_path / "constant")
     (folder / "LICENSE").write_text("Free as in birds.")
-    export_ollama(folder, tiny_llama, tmp_path / "out", measure=False, system="Be brief.")
+    options = ["--base", str(tiny_llama), "--out", str(tmp_path / "out"), "--no-measure", "--system", "Be brief."]
+    done = CliRunner().invoke(ollama, [str(folder), *options])
+    assert done.exit_code == 0, done.output
+    assert "no place for the SYSTEM message" in done.output
     found = read((tmp_path / "out" / "Modelfile").read_text("utf-8"))
     assert ("system", "Be brief.") in found and ("license", "Free as in birds.") in found
     assert "# TEMPLATE has no place for the SYSTEM message" in (tmp_path / "out" / "Modelfile").read_text("utf-8")

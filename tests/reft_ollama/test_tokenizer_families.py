@@ -98,6 +98,16 @@ def test_equal_ids_on_real_texts(family: str, both: Callable[[str], Both]) -> No
     assert [text for text in TEXTS if not both(family).agree(text)] == []
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_are_written_as_the_tokenizer_writes_them(family: str, both: Callable[[str], Both]) -> None:
+    """Token by token, as runtimes do while an answer grows: runs of spaces, bytes, pieces behind a space."""
+    for text in filter(composed, TEXTS):
+        tokens = both(family).tokenizer(text, add_special_tokens=False).input_ids
+        written = both(family).model.detokenize([*both(family).tokenizer("x:").input_ids, *tokens]).decode()
+        front = both(family).model.detokenize(both(family).tokenizer("x:").input_ids).decode()
+        assert written.removeprefix(front).removeprefix(" ") == text.removeprefix(" ")
+
+
 @pytest.mark.parametrize("family", NAMED)
 def test_what_differs_is_warned_about_and_does_differ(family: str, both: Callable[[str], Both]) -> None:
     words, _, text = NAMED[family]
