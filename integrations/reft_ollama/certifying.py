@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from reft_ollama.writing import ModelFiles
 
 FITTED = {
-    "low-rank": "low-rank update of down_proj and its bias, fitted",
+    "low-rank": "low-rank updates of the layer's output projections, fitted",
     "neurons": "additional MLP neurons",
     "distilled": "low-rank updates, fitted and distilled",
 }

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from reft_plugins.fidelity.comparison import Fidelity
     from reft_plugins.fidelity.evaluation import Evaluation
 
-STRATEGIES = ("auto", "low-rank", "neurons")
-"""How affine edits of the residual stream are written; see `export_ollama`."""
+STRATEGIES = ("auto", "low-rank", "distilled", "neurons")
+"""How what weights cannot hold is written; see `export_ollama`."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (0 if unknown)."""
@@ -34,10 +34,11 @@ class ExportResult:
         fidelity: the exported weights, as rounded in the file, against the adapter in transformers on held-out text;
             None if it was not measured.
         kind: `exact` where weights can hold precisely what the adapter does, else `approximated`.
-        strategy: `merged`, `low-rank` or `neurons`.
+        strategy: `merged`, `low-rank`, `distilled` or `neurons`.
         sources: fidelity by source of the held-out text; both of the first number format.
         formats: everything that was measured, by number format.
-        details: of the strategy: relative error per fitted layer, or how much the model grew.
+        details: of the strategy: relative error per fitted layer, divergence by step of the distillation, or how much
+            the model grew.
         warnings: what differs or could be better, in sentences.
     """
 
@@ -75,6 +76,9 @@ def export_ollama(
     *,
     approximate: bool = False,
     strategy: str = "auto",
+    distill: bool = False,
+    rank: int | None = None,
+    distill_steps: int = 200,
     dtype: str | Sequence[str] = "f16",
     calibration: str | Path | None = None,
     calibration_tokens: int | None = None,
@@ -92,15 +96,23 @@ def export_ollama(
 ) -> ExportResult:
     """Export an adapter for Ollama.
 
-    Weight changes, constant edits and edits of a linear module's output are merged and exact. Affine edits of the
-    residual stream at all positions (LoReFT, DiReFT, …) are approximated: with `low-rank` as an update of `down_proj`
-    fitted on calibration text, which keeps the model's size; with `neurons` as extra MLP neurons, which is nearly exact
-    on any text but adds a few percent to it; with `auto` as the first of the two that reaches the targets of
-    `reft_plugins.fidelity.comparison` on every source of held-out text.
+    Weight changes, constant edits and edits of a linear module's output are merged and exact. What weights cannot hold
+    is approximated:
+
+    - `low-rank`: as updates of the touched layers' output projections, fitted on calibration text; keeps the model's
+      size;
+    - `distilled`: these and updates of every linear module behind them, trained to predict what the adapter predicts;
+      keeps the model's size too, and takes minutes to hours;
+    - `neurons`: affine edits of the residual stream at all positions (LoReFT, DiReFT, …) as extra MLP neurons, nearly
+      exact on any text, which adds a few percent to the model;
+    - `auto`: the first of `low-rank`, with `distill` also `distilled`, and where possible `neurons` that reaches the
+      targets of `reft_plugins.fidelity.comparison` on every source of held-out text, else the closest of them.
 
     Args:
         adapter: Adapter, directory or reference; base: folder or hub id; out: directory to write to.
         approximate: widen nodes that work at some positions to all of them, and measure what that costs.
+        rank: of fitted updates; by default that of the edits, or 32; distill_steps: of the distillation. Ctrl-C ends it
+            with the best so far.
         dtype: number format of the matrices, a name of `reft_ollama.weights.formats.FORMATS`; or several, of which the
             first becomes `model.gguf` with `Modelfile`, each further one `model-<dtype>.gguf` with `Modelfile-<dtype>`.
         calibration, held_out: JSONL with prompt and completion, or plain text; the former is also measured on (a tenth
@@ -119,6 +131,7 @@ def export_ollama(
         ExportError: the export would not be faithful, or the base model cannot be written.
         BaseMismatchError, AdapterError, UnknownReferenceError, DataError: see `reft_plugins.load`.
     """
+    from reft_ollama.candidates import Fitting
     from reft_ollama.certifying import certify
     from reft_ollama.client.creation import check_server, create_model
     from reft_ollama.files import Staging
@@ -127,21 +140,23 @@ def export_ollama(
     from reft_plugins.adapter import Adapter
     from reft_plugins.api import load
     from reft_plugins.fidelity.report import DOCUMENTS, documents
+    from reft_plugins.fidelity.text_files import check_readable
     from reft_plugins.references import resolve
 
     if strategy not in STRATEGIES:
         raise ExportError(f"strategy is one of {', '.join(STRATEGIES)}")
     files = model_files([dtype] if isinstance(dtype, str) else list(dtype))
+    own_texts = {
+        "calibration": None if calibration is None else Path(calibration),
+        "held_out": None if held_out is None else Path(held_out),
+    }
+    check_readable({f"{name.replace('_', '-')} file": path for name, path in own_texts.items()})
     if create is not None:
         check_server(create, host)
     job = Job.prepare(load(adapter, base=base), base, approximate, progress)
     job.system, job.adapter_folder = system, None if isinstance(adapter, Adapter) else resolve(adapter)
     job.warnings += job.modelfile(files[0].gguf, files[0].dtype).problems()
     ggufs, modelfiles = all_names()
-    own_texts = {
-        "calibration": None if calibration is None else Path(calibration),
-        "held_out": None if held_out is None else Path(held_out),
-    }
     speaking = [*DOCUMENTS, *modelfiles]
     with Staging(Path(out), replaces=[*ggufs, *speaking], last=speaking) as staging, closing(job):
         if measure:
@@ -149,10 +164,9 @@ def export_ollama(
             try:
                 job.choose_weights(
                     runtime,
-                    strategy=strategy,
+                    fitting=Fitting(strategy, distill, rank, distill_steps, seed),
                     dtypes=[each.dtype for each in files],
                     calibration_tokens=calibration_tokens,
-                    seed=seed,
                     **own_texts,
                 )
             finally:

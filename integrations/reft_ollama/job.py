@@ -12,6 +12,7 @@ from transformers import AutoConfig, GenerationConfig
 
 from reft_ollama.architectures.base import Architecture
 from reft_ollama.architectures.table import architecture_of
+from reft_ollama.candidates import Candidate, Candidates, Fitting
 from reft_ollama.measuring import measure_file
 from reft_ollama.plan.constant_prefix import PrefixChanges, prefix_changes
 from reft_ollama.plan.planning import Plan, make_plan
@@ -27,9 +28,8 @@ from reft_ollama.weights.formats import FORMATS
 from reft_ollama.weights.installation import install
 from reft_ollama.weights.rounding import Rounded
 from reft_ollama.weights.stack import Weights
-from reft_ollama.weights.widening import Widening
 from reft_plugins.base_model import identify, locate
-from reft_plugins.errors import ExportError, UnsupportedProgramError
+from reft_plugins.errors import ExportError
 from reft_plugins.fidelity.certificate import summary
 from reft_plugins.fidelity.comparison import EXACT_DIFFERENCE
 from reft_plugins.fidelity.evaluation import Evaluation, Evaluator
@@ -37,7 +37,6 @@ from reft_plugins.fidelity.front import Front
 from reft_plugins.fidelity.gathering import gather
 from reft_plugins.fidelity.reference import Reference
 from reft_plugins.fidelity.texts import Texts
-from reft_plugins.fitting.updates import AffineOutput, Update
 from reft_plugins.manifest import BaseModelIdentity
 from reft_plugins.program import Program
 
@@ -141,18 +140,17 @@ class Job:
         if not self.plan.exact:
             node = [*self.plan.remainder, *self.plan.widened][0]
             raise ExportError(f"{node}: weights only approximate it, which has to be measured. Leave out --no-measure")
-        self._weights = self._export({})
+        self._weights = assemble(self.plan, self.checkpoint, self.architecture, self.config)
 
     def choose_weights(
         self,
         runtime: Any,
         *,
-        strategy: str,
+        fitting: Fitting,
         dtypes: Sequence[str],
         calibration: Path | None,
         calibration_tokens: int | None,
         held_out: Path | None,
-        seed: int,
     ) -> None:
         """Find the weights to write, and measure them in every format that is written directly.
 
@@ -161,9 +159,14 @@ class Job:
         """
         self.progress("Sampling text", 0, 0)
         enough = max(CALIBRATION_TOKENS_PER_NEURON * self.config.intermediate_size, MIN_CALIBRATION_TOKENS)
-        wanted = (calibration_tokens or enough) if self.plan.residual else 0
+        wanted = (calibration_tokens or enough) if self.plan.remainder or fitting.distills(self.plan) else 0
         texts = gather(
-            runtime, self.adapter, calibration_tokens=wanted, calibration=calibration, held_out=held_out, seed=seed
+            runtime,
+            self.adapter,
+            calibration_tokens=wanted,
+            calibration=calibration,
+            held_out=held_out,
+            seed=fitting.seed,
         )
         self.texts = texts = texts.beginning_with(self.prompts.beginning)
         self.warnings += texts.warnings
@@ -178,13 +181,21 @@ class Job:
             self.plan.final_states = measure_final_states(reference, texts.held_out, norm)
         self._evaluator = evaluator = Evaluator(reference, runtime, self.adapter, texts.held_out)
         direct = [dtype for dtype in dtypes if FORMATS[dtype].direct]
-        candidates = self._candidates(reference, texts, strategy)
-        for index, (name, make) in enumerate(candidates):
-            self.strategy, self._weights = name, make()
-            self.progress("Measuring the exported weights on held-out text", 0, 0)
-            self._install(direct[0] if direct else "f16", reference)
-            if index + 1 == len(candidates) or evaluator.predictions().on_target:
-                break
+        first = direct[0] if direct else "f16"
+        candidates = Candidates(
+            self.plan,
+            self.checkpoint,
+            self.architecture,
+            self.config,
+            fitting,
+            reference,
+            texts.calibration,
+            self.progress,
+        )
+        chosen = self._best(candidates, first, reference, evaluator)
+        self.strategy, self._weights, self.details = chosen.strategy, chosen.weights, chosen.details
+        self.warnings += chosen.warnings
+        self._install(first, reference)
         for index, dtype in enumerate(direct):
             if index:
                 self._install(dtype, reference)
@@ -231,62 +242,33 @@ class Job:
             ],
         )
 
+    def _best(self, candidates: Candidates, dtype: str, reference: Reference, evaluator: Evaluator) -> Candidate:
+        """The first candidate on target, else the one with the smallest divergence."""
+        measured: list[tuple[float, Candidate]] = []
+        strategies = candidates.strategies
+        for strategy in strategies:
+            candidate = candidates.make(strategy)
+            if len(strategies) == 1:
+                return candidate
+            self.progress("Measuring the exported weights on held-out text", 0, 0)
+            self._weights = candidate.weights
+            self._install(dtype, reference)
+            found = evaluator.predictions()
+            if found.on_target:
+                return candidate
+            measured.append((found.fidelity.mean_kl, candidate))
+        return min(measured, key=lambda each: each[0])[1]
+
     def _install(self, dtype: str, reference: Reference) -> None:
         install(Rounded(self.weights, dtype), self.architecture, reference.model, torch.float32)
-
-    def _candidates(
-        self, reference: Reference, texts: Texts, strategy: str
-    ) -> Sequence[tuple[str, Callable[[], Weights]]]:
-        """Ways to write the program, the smaller model first."""
-        if self.plan.remainder and not self.plan.residual:
-            raise UnsupportedProgramError(f"{self.plan.remainder[0]}: weights cannot hold it. Use reft serve")
-        if not self.plan.residual:
-            return [("merged", lambda: self._export({}))]
-        found: list[tuple[str, Callable[[], Weights]]] = []
-        if strategy != "neurons":
-            found.append(("low-rank", lambda: self._low_rank(reference, texts)))
-        if strategy != "low-rank":
-            layers = {layer: self.architecture.module(layer, "mlp_norm") for layer in self.plan.residual}
-            self.progress("Measuring the residual stream", 0, 0)
-            norms = reference.norms(texts.calibration, layers)
-            found.append(("neurons", lambda: self._neurons(norms)))
-        return found
-
-    def _low_rank(self, reference: Reference, texts: Texts) -> Weights:
-        from reft_plugins.fitting.regression import fit_edits
-
-        module = self.architecture.module
-        install(self._export({}), self.architecture, reference.model, torch.float32)
-        updates, self.details["layer_errors"] = fit_edits(
-            reference,
-            self.plan.residual,
-            {n: (self.architecture.layer.format(n), module(n, "mlp_output")) for n in self.plan.residual},
-            texts.calibration,
-            lambda done, total: self.progress("Fitting the edited layers", done, total),
-        )
-        return self._export({name: [update] for name, update in updates.items()})
-
-    def _neurons(self, norms: dict[int, tuple[float, float]]) -> Weights:
-        module = self.architecture.module
-        gains = {layer: self.checkpoint.load(f"{module(layer, 'mlp_norm')}.weight") for layer in norms}
-        widening = Widening(self.config, self.plan.residual, norms, gains)
-        updates: dict[str, list[Update]] = {
-            module(layer, "mlp_output"): [AffineOutput(edit)] for layer, edit in self.plan.residual.items()
-        }
-        channels, neurons = widening.added
-        self.details = {"added_channels": channels, "added_neurons": neurons, "norm_error": widening.error}
-        self.warnings.append(f"the model grew by {channels} residual channels and {neurons} neurons per layer")
-        return self._export(updates, widening)
-
-    def _export(self, fitted: dict[str, list[Update]], widening: Widening | None = None) -> Weights:
-        return assemble(self.plan, self.checkpoint, self.architecture, self.config, fitted, widening)
 
     def judge(self) -> None:
         """Warn of what the file costs or does not do, and of what was measured and should be better."""
         self.warnings += self.architecture.warnings(self.weights.config)
         self.warnings += getattr(self.weights, "warnings", [])
         if not self.plan.exact and not all(evaluation.on_target for evaluation in self.evaluations.values()):
-            self.warnings.append("the approximation misses its targets on some held-out text; see the table")
+            advice = "; --distill may bring it closer" if self.strategy in ("low-rank", "merged") else ""
+            self.warnings.append(f"the approximation misses its targets on some held-out text; see the table{advice}")
         for dtype, evaluation in self.evaluations.items():
             if (evaluation.virtual_probability or 0.0) > VIRTUAL_PROBABILITY:
                 self.warnings.append(

@@ -92,8 +92,8 @@ class Reference:
         return self._make_executor(self.model)
 
     @contextmanager
-    def running(self, batch: Batch, program: Program) -> Iterator[None]:
-        """Inside, the model executes `program` on every row of `batch`.
+    def running(self, batch: Batch, program: Program, gradients: bool = False) -> Iterator[None]:
+        """Inside, the model executes `program` on every row of `batch`, without `gradients` in inference mode.
 
         Where virtual tokens stand in front of every text anyway, they do so here too, and edits leave them alone.
         """
@@ -102,7 +102,7 @@ class Reference:
             program = Program((*self._virtual, *program))
         self._room = program.virtual_tokens
         try:
-            with torch.inference_mode(), executor.run([program] * len(batch.tokens), batch.prompt_lengths):
+            with torch.inference_mode(not gradients), executor.run([program] * len(batch.tokens), batch.prompt_lengths):
                 yield
         finally:
             self._room = 0

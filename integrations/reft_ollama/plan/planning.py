@@ -34,7 +34,7 @@ class Plan:
         on_prefix: nodes that only touch the constant beginning of every prompt.
         prefix_changes: measured, what these come to there.
         final_states: measured, to keep the tokens that stand for virtual or constant ones from being generated.
-        remainder: nodes that can only be fitted, at all positions, in program order.
+        remainder: nodes that can only be fitted, at all positions, in program order; kept: the others.
         residual: the remainder as one affine edit per layer's output, empty where it has nodes of other kinds.
         widened: nodes that applied to some positions and were widened to all of them.
         warnings: what a user of the file has to know: why nodes are in the remainder, and what engines it needs.
@@ -48,6 +48,7 @@ class Plan:
     on_prefix: list[Node] = field(default_factory=list)
     prefix_changes: PrefixChanges | None = None
     remainder: list[Node] = field(default_factory=list)
+    kept: list[Node] = field(default_factory=list)
     residual: dict[int, AffineEdit] = field(default_factory=dict)
     widened: list[Node] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -90,6 +91,7 @@ def make_plan(
         plan.virtual_tokens = plan.virtual_tokens - plan.constants[-1].to(plan.virtual_tokens)
     fitted = {id(node) for node in edits.fitted} | {id(node) for node in nodes if isinstance(node, KeyValuePrefix)}
     plan.remainder = [node for node in nodes if id(node) in fitted]
+    plan.kept = [node for node in nodes if id(node) not in fitted]
     if len(fitted) == edits.residual_nodes:
         plan.residual = edits.residual
     plan.warnings = [*deltas.warnings, *edits.reasons]
