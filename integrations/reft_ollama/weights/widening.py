@@ -146,16 +146,16 @@ class Widened:
         if name == self._architecture.embedding:
             weight[:, constant] = self._widening.kappa
         elif part == "mlp_norm" and neurons is not None:
-            weight[constant] = math.sqrt(constant / self.config.hidden_size) / self._widening.kappa
+            weight[constant] = math.sqrt(neurons.hidden / self.config.hidden_size) / self._widening.kappa
         elif neurons is not None and part in ("gate", "up", "mlp_output"):
             new = slice(self._grown.width, self._grown.width + len(neurons.gate_bias))
             if part == "gate":
                 weight[new, constant] = neurons.gate.to(weight)
                 own["bias"][new] = neurons.gate_bias.to(weight)
             elif part == "up":
-                weight[new, :constant] = neurons.up.to(weight)
+                weight[new, : neurons.hidden] = neurons.up.to(weight)
             else:
-                weight[:constant, new] = neurons.down.to(weight)
+                weight[: neurons.hidden, new] = neurons.down.to(weight)
         return own
 
 
@@ -183,6 +183,11 @@ class _Neurons:
     gate_bias: Tensor
     up: Tensor
     down: Tensor
+
+    @property
+    def hidden(self) -> int:
+        """Residual channels of the base, which the channels of other changes may follow."""
+        return len(self.down)
 
 
 def _rounded(values: Tensor) -> Tensor:
