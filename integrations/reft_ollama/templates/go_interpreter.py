@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 _TOKEN = re.compile(r'\s*("(?:[^"\\]|\\.)*"|\$?\.\w+|\$\w*|\w+|[()])')
@@ -96,7 +97,7 @@ class Rendering:
         assigned = _ASSIGNMENT.fullmatch(action)
         expression = assigned[2] if assigned else action
         if not active:
-            list(_tokens(expression))
+            _tokens(expression)
             return ""
         value = self._value(expression, dot)
         if assigned:
@@ -152,14 +153,16 @@ class Rendering:
         return self.parts[self.position]
 
 
-def _tokens(expression: str) -> Iterator[str]:
-    position = 0
+@lru_cache(maxsize=1024)
+def _tokens(expression: str) -> tuple[str, ...]:
+    found, position = [], 0
     while position < len(expression):
-        found = _TOKEN.match(expression, position)
-        if found is None:
+        token = _TOKEN.match(expression, position)
+        if token is None:
             raise ValueError(f"action {{{{ {expression} }}}} is outside the subset")
-        yield found[1]
-        position = found.end()
+        found.append(token[1])
+        position = token.end()
+    return tuple(found)
 
 
 def _unescaped(found: re.Match[str]) -> str:

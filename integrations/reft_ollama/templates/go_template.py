@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from reft_ollama.templates.go_interpreter import Rendering
@@ -23,7 +24,12 @@ def render(template: str, values: Mapping[str, Any]) -> str:
     Raises:
         ValueError: on anything outside the subset.
     """
-    return Rendering(_ACTION.split(template), values).output()
+    return Rendering(_parts(template), values).output()
+
+
+@lru_cache(maxsize=64)
+def _parts(template: str) -> tuple[str, ...]:
+    return tuple(_ACTION.split(template))
 
 
 def chat(template: str, messages: Sequence[Mapping[str, str]], think: bool | None = None) -> str:

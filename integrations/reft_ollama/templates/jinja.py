@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 
@@ -29,7 +29,7 @@ class Jinja:
         self._tokenizer = tokenizer
         self._bos = tokenizer.bos_token if add_bos and isinstance(tokenizer.bos_token, str) else ""
 
-    def render(self, messages: Sequence[Message], **settings: bool) -> str | None:
+    def render(self, messages: Sequence[Message], **settings: Any) -> str | None:
         """The prompt without a BOS that the runtime adds; None where the template refuses the conversation."""
         try:
             return self._render(messages, **settings).removeprefix(self._bos)
@@ -52,7 +52,7 @@ class Jinja:
             found.append("the chat template describes tools, TEMPLATE does not")
         return found
 
-    def _render(self, messages: Sequence[Message], **settings: bool) -> str:
+    def _render(self, messages: Sequence[Message], **settings: Any) -> str:
         return str(
             self._tokenizer.apply_chat_template(
                 list(messages),
