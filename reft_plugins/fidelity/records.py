@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer
 
@@ -22,3 +23,12 @@ class Record(BaseModel):
     """Unchangeable, finite numbers, and no field that the schema does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def plain(value: Any) -> Any:
+    """Dictionaries with names as keys, lists, and numbers as they are written."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return rounded(value) if isinstance(value, float) else value

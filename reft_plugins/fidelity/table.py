@@ -39,7 +39,7 @@ def show_evaluations(evaluations: Mapping[str, Evaluation], console: Console) ->
 
 
 def _by_source(evaluation: Evaluation) -> Table:
-    table = _table("Fidelity to the adapter on held-out text", "text", SOURCE_COLUMNS)
+    table = make_table("Fidelity to the adapter on held-out text", "text", SOURCE_COLUMNS)
     for name, fidelity in {**evaluation.sources, "overall": evaluation.fidelity}.items():
         table.add_row(
             name,
@@ -54,7 +54,7 @@ def _by_source(evaluation: Evaluation) -> Table:
 
 
 def _by_format(evaluations: Mapping[str, Evaluation]) -> Table:
-    table = _table("By number format", "format", FORMAT_COLUMNS)
+    table = make_table("By number format", "format", FORMAT_COLUMNS)
     for name, evaluation in evaluations.items():
         fidelity, answers = evaluation.fidelity, evaluation.answers
         table.add_row(
@@ -82,7 +82,8 @@ def _lines(evaluation: Evaluation) -> Iterable[str]:
         yield f"layers: largest relative error {worst.error:.1e}, behind layer {worst.layer} {base}"
 
 
-def _table(title: str, first: str, columns: Iterable[str]) -> Table:
+def make_table(title: str, first: str, columns: Iterable[str]) -> Table:
+    """An empty table whose columns but the first hold numbers."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,20 @@ from reft_plugins.fidelity.texts import MAX_LENGTH, Text, running_text
 
 PIECE = 4 * MAX_LENGTH
 """Characters of a piece of a long paragraph, about `MAX_LENGTH` tokens of most languages."""
+
+
+def check_readable(files: Mapping[str, Path | None]) -> None:
+    """See that the user's files can be opened, before long work begins.
+
+    Raises:
+        DataError: naming one that cannot.
+    """
+    for source, path in files.items():
+        if path is not None:
+            try:
+                path.open("rb").close()
+            except OSError as error:
+                raise _unreadable(path, source, str(error.strerror)) from None
 
 
 def read_texts(path: Path, tokenizer: Any, source: str, max_tokens: int | None = None) -> list[Text]:
@@ -66,10 +80,12 @@ def _paragraphs(path: Path, source: str) -> Iterator[str]:
                     yield "".join(lines)
                     lines = []
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: cannot read the {source}: it is not UTF-8 ({error.reason}). Save it as UTF-8"
-        ) from None
+        raise _unreadable(path, source, f"it is not UTF-8 ({error.reason}). Save it as UTF-8") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot read the {source}: {error.strerror}") from None
+        raise _unreadable(path, source, str(error.strerror)) from None
     if lines:
         yield "".join(lines)
+
+
+def _unreadable(path: Path, source: str, reason: str) -> DataError:
+    return DataError(f"{path}: cannot read the {source}: {reason}")

@@ -95,7 +95,8 @@ def test_llama_cpp_answers_as_the_adapter_does(exported: ExportResult, runtime: 
 
 
 def test_files_of_an_export(exported: ExportResult, trained_loreft: Adapter) -> None:
-    assert sorted(path.name for path in exported.directory.iterdir()) == ["Modelfile", "fidelity.json", "model.gguf"]
+    names = sorted(path.name for path in exported.directory.iterdir())
+    assert names == ["Modelfile", "fidelity.json", "model.gguf", "report.html", "report.md"]
     stored = json.loads((exported.directory / "fidelity.json").read_text())
     assert stored["fidelity"] == exported.fidelity.to_json()
     assert stored["kind"] == "approximated" and stored["strategy"] == "neurons"
@@ -112,7 +113,7 @@ def test_equal_arguments_give_equal_bytes(
     again = export_ollama(
         trained_loreft, tiny_llama, tmp_path, dtype="f32", calibration=task_file, calibration_tokens=TOKENS
     )
-    for name in ("model.gguf", "Modelfile"):
+    for name in ("model.gguf", "Modelfile", "fidelity.json", "report.md", "report.html"):
         assert (again.directory / name).read_bytes() == (exported.directory / name).read_bytes()
     assert again.fidelity.tokens == exported.fidelity.tokens
 

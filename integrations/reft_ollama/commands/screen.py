@@ -1,34 +1,17 @@
-"""What the commands show: a bar while they work, and tables of what came of it."""
+"""What the commands show when they are done."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from reft_ollama.batch import Outcome
-    from reft_ollama.export import ExportResult, Progress
+    from reft_ollama.export import ExportResult
 
 _MEGABYTE = 1_000_000
-
-
-@contextmanager
-def progress_bar(first: str = "Reading the adapter") -> Iterator[Progress]:
-    """A bar on standard error, and the function that moves it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(first, total=None)
-
-        def progress(step: str, done: int, total: int) -> None:
-            bar.update(task, description=_described(step, done, total), completed=done, total=total or None)
-
-        yield progress
 
 
 def print_result(result: ExportResult, created: str | None, console: Console) -> None:
@@ -70,8 +53,3 @@ def print_outcomes(outcomes: Iterable[Outcome], console: Console) -> None:
         if each.error is not None:
             text = f"{each.reference}: {' '.join(each.error.split())}"
             console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _described(step: str, done: int, total: int) -> str:
-    """A step with megabytes where it counts bytes of something large."""
-    return step if total < _MEGABYTE else f"{step}: {done / _MEGABYTE:,.0f} of {total / _MEGABYTE:,.0f} MB"
