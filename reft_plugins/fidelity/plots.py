@@ -39,12 +39,12 @@ FLOOR = 1e-9
 def draw(certificate: Certificate) -> dict[str, str]:
     """SVG by what it shows. Empty without matplotlib, or where nothing was measured."""
     measured = certificate.measured
+    if not measured:
+        return {}
     try:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError:
-        return {}
-    if not measured:
         return {}
     first = measured[0][1]
     pictures: dict[str, Callable[[Any], None]] = {}
