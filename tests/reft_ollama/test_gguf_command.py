@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from raw_programs import as_adapter
+from safetensors.torch import save_file
 from test_gguf_beside_base import as_converted, compare, random_deltas
 from tiny_bases import make_base
 from tiny_models import sentences
@@ -117,6 +119,27 @@ def test_lora_and_control_vector_through_the_command(
     path = tmp_path / "vectors" / "control-vector.gguf"
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     assert compare(base, file, load(constant, base=base), steer=path).max_logit_difference < 1e-4
+
+
+def test_a_peft_directory_becomes_the_same_lora_file(base: Path, lora: Path, tmp_path: Path) -> None:
+    from reft_plugins.api import load
+
+    folder, tensors = tmp_path / "peft", {}
+    folder.mkdir()
+    for delta in load(lora, base=base).lower().weight_deltas:
+        assert delta.a is not None and delta.b is not None
+        tensors[f"base_model.model.{delta.module}.lora_A.weight"] = delta.a
+        tensors[f"base_model.model.{delta.module}.lora_B.weight"] = delta.b
+    save_file(tensors, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    files = [export_lora(source, base, tmp_path / f"{n}.gguf").path for n, source in enumerate((lora, folder))]
+    one, other = (
+        {tensor.name: tensor.data for tensor in gguf.GGUFReader(file).tensors if tensor.name.startswith("blk.")}
+        for file in files
+    )
+    assert len(one) == 56 and one.keys() == other.keys()
+    assert all((one[name] == other[name]).all() for name in one)
 
 
 def test_merged_through_the_command(
