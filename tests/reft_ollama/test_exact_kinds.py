@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -158,7 +159,8 @@ def test_inserted_layers_are_measured_as_they_are_written(model_type: str, bases
     architecture, checkpoint = architecture_of(config), Checkpoint(base.directory)
     weights = assemble(make_plan(adapter.lower(), architecture, config), checkpoint, architecture, config)
     assert weights.config.num_hidden_layers > config.num_hidden_layers
-    assert len(weights.warnings) == 1 and "the model grew by" in weights.warnings[0]
+    told = ["the model grew by", *(["older versions of llama.cpp"] if model_type == "qwen3" else [])]
+    assert len(weights.warnings) == len(told) and all(map(operator.contains, weights.warnings, told))
     runtime: Any = plugins.runtimes.get("transformers")(base.directory, dtype="float32")
     (ids, _), bare = base.texts, base.runtime.logits(base.texts[0])
     for _ in range(2):  # a second time, what the first one left in the model must be gone
@@ -207,12 +209,13 @@ def test_vectors_in_fewer_bits(dtype: str, bases: Callable[..., Base], tmp_path:
 
 
 def test_mlps_too_narrow_to_add_a_vector(bases: Callable[..., Base]) -> None:
-    base = bases("qwen3", intermediate_size=160)
+    base = bases("gemma2", intermediate_size=160)
     make = base.make.seeded("narrow")
     plan = base.plan(vectors_between_layers(make))
     assert not plan.constants and len(plan.remainder) == 5 and "too narrow" in plan.warnings[0]
-    with pytest.raises(UnsupportedProgramError, match="too narrow"):
-        base.plan(biases("down_proj")(make))
+    with pytest.raises(UnsupportedProgramError, match="no output layer but the embeddings"):
+        base.plan([WeightDelta(EMBEDDING, bias=make.random(make.hidden))])
+    assert bases("gemma2").plan([WeightDelta(EMBEDDING, bias=make.random(make.hidden))]).exact
     assert base.plan(biases("q_proj")(make)).warnings, "older engines take no such bias"
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from reft_ollama.architectures.base import NORM_PARTS, Architecture
-from reft_ollama.weights.constant_layers import can_hold_constants
+from reft_ollama.weights.adding import can_add_vectors
 from reft_plugins.errors import AdapterError, UnsupportedProgramError
 from reft_plugins.fitting.merged import MergedDeltas, ScaledNorm, embedding_update
 from reft_plugins.fitting.updates import Update
@@ -112,7 +112,7 @@ def _check_bias(
     if part in architecture.biases:
         return
     output = part in ("attention_output", "mlp_output") and not architecture.post_norm
-    if not output or not can_hold_constants(config):
+    if not output or not can_add_vectors(architecture, config):
         raise UnsupportedProgramError(
             f"{delta}: llama.cpp's loader for this architecture takes no bias there, and "
             f"{'its MLPs are too narrow for a layer' if output else 'no layer of its own'} that adds it. "
@@ -132,7 +132,7 @@ def _plan_embedding(
     only_bias = all(
         d.a is None and d.new_weight is None and d.magnitude is None and d.output_scale is None for d in deltas
     )
-    if not only_bias or not can_hold_constants(config):
+    if not only_bias or not can_add_vectors(architecture, config):
         raise UnsupportedProgramError(
             f"{deltas[0]}: llama.cpp's loader for this architecture has no output layer but the embeddings, which "
             "this would change with them. Serve the adapter with vLLM (reft serve)"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from reft_ollama.architectures.base import Architecture
 from reft_ollama.plan.deltas import embedding_scale, embeddings_change
-from reft_ollama.weights.constant_layers import can_hold_constants
+from reft_ollama.weights.adding import can_add_vectors
 from reft_plugins.fitting.affine import AffineEdit, compose, is_affine
 from reft_plugins.fitting.merged import ScaledNorm
 from reft_plugins.fitting.updates import AffineInput, AffineOutput, AffineRows, Update
@@ -83,7 +83,7 @@ class _Sorter:
     def __init__(self, architecture: Architecture, config: PretrainedConfig) -> None:
         self.found = SortedEdits()
         self._architecture, self._config = architecture, config
-        self._layers = can_hold_constants(config)
+        self._layers = can_add_vectors(architecture, config)
 
     def sort(self, layer: int, component: str, edits: Sequence[Edit]) -> None:
         """Sort the edits of a site."""

@@ -1,44 +1,27 @@
-"""Constant vectors in models whose files have no place for a bias: decoder layers that only add one.
+"""Vectors added to the residual stream by models whose files have no place for them: layers of their own.
 
-Qwen3 and Gemma have no bias at the output of attention or of the MLP, and llama.cpp refuses a file that has one. An
-inserted layer behind the edited one adds the vector instead. Its attention is zero, and its MLP has for each channel
-`n` of the normalised state two neurons, whose gate and up projections both read `g n` and both read `-g n`. Gates of
-the form `z sigma(z)`, SiLU and GELU alike, give `z² sigma(z) + z² sigma(-z) = z²`, so that all neurons together come to
-`g² sum(n²) = g² hidden`, whatever the state is, and `down_proj` is the vector over that in every column. A vector
-between attention and MLP splits its layer in two: one of its attention and such an MLP, one of its MLP alone.
+Qwen3 and Gemma have no bias at the output of attention or of the MLP, and llama.cpp refuses a file that has one. A
+layer inserted behind the edited one adds the vector instead, in one of the ways of `reft_ollama.weights.adding`. A
+vector between attention and MLP splits its layer in two, of which one half of one adds it.
 
-RMSNorm's epsilon takes the share `epsilon / (mean(h²) + epsilon)` away from the vector: 1e-6 of it for states of size
-1 at Qwen3's epsilon. In Gemma a norm follows the MLP; there only the direction of what the MLP makes counts, the vector
-is that norm's weight, and nothing is lost.
-
-A bias of the value projection would do the same (attention's weights sum to 1) without a share lost, but files of these
-architectures with such a bias are refused by older llama.cpp, while every engine that runs the architecture at all runs
-these layers. Engines also know by heart which layers of Gemma see the whole text, by counting: every second or sixth.
-So that the count stays right, a vector behind any layer but the last costs as many layers as that pattern is long, all
-but one of them idle.
+Engines know by heart which layers of Gemma see the whole text, by counting: every second or sixth. So that the count
+stays right, a vector behind any layer but the last costs as many layers as that pattern is long, all but one of them
+idle.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from reft_ollama.architectures.base import Architecture
+from reft_ollama.weights.adding import adding
 from reft_ollama.weights.layer_origins import Origin, arrange, in_layer, pattern_length, source
 from reft_ollama.weights.stack import Blocks, Shapes, Weights, blocks
 from reft_plugins.errors import UnsupportedProgramError
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
-
-def can_hold_constants(config: PretrainedConfig) -> bool:
-    """Whether an MLP has two neurons per channel."""
-    return bool(2 * config.hidden_size <= config.intermediate_size)
 
 
 class ConstantLayers:
@@ -70,9 +53,10 @@ class ConstantLayers:
         self._modules: dict[str, tuple[Origin, str]] = {}
         if not self._biased and not any(self._vectors.values()):
             return
-        if not can_hold_constants(weights.config):
+        self._adding = adding(architecture)
+        if not self._adding.fits(weights.config):
             raise UnsupportedProgramError(
-                f"base model: a vector is added by two MLP neurons per channel, but there are "
+                "base model: a vector is added by two MLP neurons per channel, but there are "
                 f"{weights.config.intermediate_size} for {weights.config.hidden_size} channels. "
                 "Serve the adapter with vLLM instead (reft serve)"
             )
@@ -80,7 +64,7 @@ class ConstantLayers:
             {layer for layer, middle in self._biased if middle is where} | set(self._vectors[where])
             for where in (False, True)
         )
-        self._origins = arrange(weights.config, behind, between)
+        self._origins = arrange(weights.config, behind, between, self._adding.in_attention)
         self.config = copy.deepcopy(weights.config)
         self.config.num_hidden_layers = len(self._origins)
         self.config.layer_origins = self._origins
@@ -106,7 +90,8 @@ class ConstantLayers:
                 numbers += torch.Size(shape).numel()
         return [
             f"files of this architecture have no biases for the vectors that the adapter adds: the model grew by "
-            f"{layers} layer{'s' * (layers > 1)} for them, {numbers * 2 / 1e6:.3g} MB in 16 bits"
+            f"{layers} layer{'s' * (layers > 1)} for them, {numbers * 2 / 1e6:.3g} MB in 16 bits",
+            *([self._adding.needs] if self._adding.needs else []),
         ]
 
     def module(self, name: str) -> dict[str, Tensor]:
@@ -118,10 +103,8 @@ class ConstantLayers:
         if layer is not None:
             own = self._weights.module(self._name(layer, part))
             return {kind: own[kind] for kind in own if f"{name}.{kind}" in self.shapes}
-        shape = self.shapes[f"{name}.weight"]
-        if len(shape) == 1:
-            return {"weight": self._norm(origin, part, shape)}
-        return {"weight": self._matrix(origin, part, torch.zeros(shape))}
+        kinds = [kind for kind in ("weight", "bias") if f"{name}.{kind}" in self.shapes]
+        return {kind: self._made(origin, part, kind, self.shapes[f"{name}.{kind}"]) for kind in kinds}
 
     def blocks(self, name: str) -> Blocks:
         """See `reft_ollama.weights.stack.Streamed`."""
@@ -134,32 +117,19 @@ class ConstantLayers:
         own = blocks(self._weights, self._name(layer, part))
         return {kind: own[kind] for kind in own if f"{name}.{kind}" in self.shapes}
 
-    def _norm(self, origin: Origin, part: str, shape: tuple[int, ...]) -> Tensor:
-        weight = torch.ones(shape)
-        kind = None if origin.constant is None else self._architecture.part_of(f".{part}")
-        if kind == "mlp_norm":
-            weight = weight * _gain(shape[0])
-        elif kind == "mlp_post_norm":
-            weight = self._vector(origin, shape[0])
-        return weight - self._architecture.norm_offset
+    def _made(self, origin: Origin, part: str, kind: str, shape: tuple[int, ...]) -> Tensor:
+        """A parameter of an inserted layer."""
+        norm = kind == "weight" and len(shape) == 1
+        made = torch.ones(shape) if norm else torch.zeros(shape)
+        name = self._architecture.part_of(f".{part}")
+        if origin.constant is not None and name in self._adding.parts:
+            made = self._adding.fill(name, kind, made, self._vector(origin))
+        return made - self._architecture.norm_offset if norm else made
 
-    def _matrix(self, origin: Origin, part: str, weight: Tensor) -> Tensor:
-        kind = None if origin.constant is None else self._architecture.part_of(f".{part}")
-        if kind in ("gate", "up"):
-            channels = torch.arange(weight.shape[1])
-            weight[2 * channels, channels] = 1.0
-            weight[2 * channels + 1, channels] = -1.0
-        elif kind == "mlp_output":
-            hidden = weight.shape[0]
-            # Behind a norm any direction does, and a length far above its epsilon is best.
-            share = torch.ones(hidden) if self._architecture.post_norm else self._vector(origin, hidden) / hidden**0.5
-            weight[:, : 2 * hidden] = share[:, None]
-        return weight
-
-    def _vector(self, origin: Origin, width: int) -> Tensor:
-        """The vector that a layer adds, float32 `[width]`: zero in channels that the model was given since."""
+    def _vector(self, origin: Origin) -> Tensor:
+        """The vector that a layer adds, float32 `[hidden]`: zero in channels that the model was given since."""
         assert origin.constant is not None
-        total = torch.zeros(width, dtype=torch.float64)
+        total = torch.zeros(self.config.hidden_size, dtype=torch.float64)
         given = self._vectors[origin.inside].get(origin.constant)
         if given is not None:
             total[: len(given)] += given.double()
@@ -196,16 +166,19 @@ class ConstantLayers:
 
     def _layer_shapes(self, index: int, origin: Origin, own: Mapping[int, Shapes]) -> Shapes:
         found: Shapes = {}
-        for rest in dict.fromkeys(rest for layer in own.values() for rest in layer):
-            part, _, kind = rest.rpartition(".")
-            layer, name = source(origin, part, self._architecture), self._name(index, part)
-            if layer is None:
-                if kind == "weight":
-                    found[f"{name}.weight"] = next(shapes[rest] for shapes in own.values() if rest in shapes)
-            elif rest in own[layer] and not (kind == "bias" and self._drops_bias(layer, part)):
-                found[f"{name}.{kind}"] = own[layer][rest]
-            if f"{name}.weight" in found:
-                self._modules[name] = (origin, part)
+        for rest in dict.fromkeys(rest for layer in own.values() for rest in layer if rest.endswith(".weight")):
+            part = rest.removesuffix(".weight")
+            name, layer = self._name(index, part), source(origin, part, self._architecture)
+            self._modules[name] = (origin, part)
+            if layer is not None:
+                kinds = [kind for kind in ("weight", "bias") if f"{part}.{kind}" in own[layer]]
+                dropped = ["bias"] if self._drops_bias(layer, part) else []
+                found |= {f"{name}.{kind}": own[layer][f"{part}.{kind}"] for kind in kinds if kind not in dropped}
+                continue
+            shape = next(shapes[rest] for shapes in own.values() if rest in shapes)
+            found[f"{name}.weight"] = shape
+            if origin.constant is not None and self._architecture.part_of(f".{part}") == self._adding.biased:
+                found[f"{name}.bias"] = shape[:1]
         return found
 
     def _drops_bias(self, layer: int, part: str) -> bool:
@@ -215,8 +188,3 @@ class ConstantLayers:
 
     def _name(self, layer: int, part: str) -> str:
         return f"{self._architecture.layer.format(layer)}.{part}"
-
-
-def _gain(hidden: int) -> float:
-    """`g`, with which neurons sum to `sqrt(hidden)`: neither they nor `down_proj` come near the limits of 16 bits."""
-    return float(hidden**-0.25)

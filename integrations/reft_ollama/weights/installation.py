@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from reft_ollama.architectures.base import Architecture
-from reft_ollama.weights.layer_origins import MLP_PARTS, Origin, in_layer, origins, source
+from reft_ollama.weights.adding import adding
+from reft_ollama.weights.layer_origins import Origin, in_layer, origins, source
 from reft_ollama.weights.stack import Weights, module_names
 
 _hooks: weakref.WeakKeyDictionary[nn.Module, list[Any]] = weakref.WeakKeyDictionary()
 """Those of inserted layers by model, to be taken away when it is given other parameters."""
 
 
-def install(weights: Weights, architecture: Architecture, model: nn.Module, dtype: torch.dtype) -> None:
+def install(weights: Weights, architecture: Architecture, model: Any, dtype: torch.dtype) -> None:
     """Give a model of the base the exported parameters, rounded as the file rounds them.
 
     Parameters are replaced one by one, so that no second model is held in memory. Vectors are not rounded, because a
@@ -26,26 +27,26 @@ def install(weights: Weights, architecture: Architecture, model: nn.Module, dtyp
     """
     for handle in _hooks.pop(model, []):
         handle.remove()
-    layers = origins(weights.config)
+    layers, make = origins(weights.config), adding(architecture)
     inserted: dict[int, dict[str, Tensor]] = {}
     for name in module_names(weights):
         index, part = in_layer(name, architecture)
-        old: int | None = index
+        old, kind = index, architecture.part_of(name)
         if layers is not None and index is not None:
             old = source(layers[index], part, architecture)
-            kind = architecture.part_of(name)
-            if old is None and (layers[index].constant is None or kind not in MLP_PARTS):
+            if old is None and (layers[index].constant is None or kind not in make.parts):
                 continue
         new = {k: t.to(dtype).float() if t.ndim > 1 else t for k, t in weights.module(name).items()}
         if index is not None and old is None:
-            inserted.setdefault(index, {})[str(kind)] = new["weight"]
+            parameters = {f"{kind}.{k}": tensor.to(model.device) for k, tensor in new.items()}
+            inserted.setdefault(index, {}).update(parameters)
             continue
         target = name if old is None else f"{architecture.layer.format(old)}.{part}"
         _replace(model.get_submodule(target), new, weights.config)
     if f"{architecture.head}.weight" not in weights.shapes:
         model.get_submodule(architecture.head).weight = model.get_submodule(architecture.embedding).weight
     if layers is not None:
-        added = {n: _Added(parts, architecture, weights.config, model) for n, parts in inserted.items()}
+        added = {n: make.compute(parameters, weights.config) for n, parameters in inserted.items()}
         _hooks[model] = [handle for n, add in added.items() for handle in _attach(layers[n], add, architecture, model)]
 
 
@@ -62,29 +63,9 @@ def _replace(module: Any, new: Mapping[str, Tensor], config: Any) -> None:
         module.embed_scale = old.new_tensor(config.hidden_size**0.5)
 
 
-class _Added:
-    """What the MLP of an inserted layer adds to a hidden state."""
-
-    def __init__(self, parts: Mapping[str, Tensor], architecture: Architecture, config: Any, model: Any) -> None:
-        from transformers.activations import ACT2FN
-
-        self._act: Callable[[Tensor], Tensor] = ACT2FN[architecture.activations[0]]
-        self._epsilon, self._offset = config.rms_norm_eps, architecture.norm_offset
-        names = ("mlp_norm", "gate", "up", "mlp_output")
-        self._norm, self._gate, self._up, self._down = (parts[name].to(model.device) for name in names)
-        behind = parts.get("mlp_post_norm")
-        self._behind = None if behind is None else behind.to(model.device)
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        x = self._normalised(hidden.float(), self._norm)
-        y = (self._act(x @ self._gate.T) * (x @ self._up.T)) @ self._down.T
-        return (y if self._behind is None else self._normalised(y, self._behind)).to(hidden)
-
-    def _normalised(self, x: Tensor, weight: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self._epsilon) * (weight + self._offset)
-
-
-def _attach(origin: Origin, add: _Added, architecture: Architecture, model: nn.Module) -> Iterator[Any]:
+def _attach(
+    origin: Origin, add: Callable[[Tensor], Tensor], architecture: Architecture, model: nn.Module
+) -> Iterator[Any]:
     assert origin.constant is not None
     layer = model.get_submodule(architecture.layer.format(max(origin.constant, 0)))
     moved: list[Tensor] = []

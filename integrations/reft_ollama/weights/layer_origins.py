@@ -21,8 +21,8 @@ class Origin:
 
     Attributes:
         attention, mlp: layers of the model before whose parts these are, None for parts that do nothing.
-        constant: the layer behind whose output (or, with `inside`, behind whose attention) the MLP adds a vector; -1
-            stands for the embeddings.
+        constant: the layer behind whose output (or, with `inside`, behind whose attention) a part that is None adds a
+            vector; -1 stands for the embeddings.
     """
 
     attention: int | None = None
@@ -37,10 +37,15 @@ def origins(config: PretrainedConfig) -> list[Origin] | None:
     return found
 
 
-def arrange(config: PretrainedConfig, after: Collection[int], inside: Collection[int]) -> list[Origin]:
+def arrange(
+    config: PretrainedConfig, after: Collection[int], inside: Collection[int], in_attention: bool
+) -> list[Origin]:
     """The layers of a model that adds vectors after some layers, -1 being the embeddings, and inside of some.
 
     Where layers take turns in their kind, every layer with attention keeps its turn.
+
+    Args:
+        in_attention: whether it is the attention of a layer that adds a vector, not its MLP.
     """
     types = getattr(config, "layer_types", None)
     period = 1 if types is None else pattern_length(types)
@@ -48,7 +53,11 @@ def arrange(config: PretrainedConfig, after: Collection[int], inside: Collection
     for layer in range(config.num_hidden_layers):
         found += [Origin()] * ((layer - len(found)) % period)
         if layer in inside:
-            found += [Origin(attention=layer, constant=layer, inside=True), Origin(mlp=layer)]
+            found += (
+                [Origin(attention=layer), Origin(mlp=layer, constant=layer, inside=True)]
+                if in_attention
+                else [Origin(attention=layer, constant=layer, inside=True), Origin(mlp=layer)]
+            )
         else:
             found.append(Origin(attention=layer, mlp=layer))
         if layer in after:
