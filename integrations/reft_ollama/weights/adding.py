@@ -24,14 +24,10 @@ class Adding(Protocol):
         needs: what engines have to take, as a sentence, empty if they need nothing.
     """
 
-    @property
-    def parts(self) -> tuple[str, ...]: ...
-    @property
-    def biased(self) -> str | None: ...
-    @property
-    def in_attention(self) -> bool: ...
-    @property
-    def needs(self) -> str: ...
+    parts: tuple[str, ...]
+    biased: str | None
+    in_attention: bool
+    needs: str
 
     def fits(self, config: PretrainedConfig) -> bool:
         """Whether a model's layers are large enough."""
@@ -53,8 +49,8 @@ class ByAttention:
     takes the vector from there. Nothing is lost, and 1 survives a cache of any number format.
     """
 
-    parts = ("value", "attention_output")
-    biased = "value"
+    parts: tuple[str, ...] = ("value", "attention_output")
+    biased: str | None = "value"
     in_attention = True
     needs = "older versions of llama.cpp refuse the file for the biases of values in these layers"
 
@@ -87,8 +83,8 @@ class ByMlp:
     its weight is the vector. Every engine that runs the architecture at all runs these layers.
     """
 
-    parts = ("mlp_norm", "gate", "up", "mlp_output", "mlp_post_norm")
-    biased = None
+    parts: tuple[str, ...] = ("mlp_norm", "gate", "up", "mlp_output", "mlp_post_norm")
+    biased: str | None = None
     in_attention = False
     needs = ""
 
