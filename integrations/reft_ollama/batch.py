@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from reft_plugins.base_model import identify
 from reft_plugins.errors import ReftError
-from reft_plugins.fidelity.certificate import producer
+from reft_plugins.fidelity.certificate import Certificate, producer, read_certificate
 from reft_plugins.manifest import read_manifest, sha256
 from reft_plugins.references import list_references, resolve
 
@@ -30,22 +30,28 @@ class Outcome:
     Attributes:
         reference: `name:tag`; directory: where its export is, or would be.
         outcome: `exported`, `already there` or `failed`.
-        result: of the export if it was made now; error: why not.
+        certificate: of the export that is there; warnings: of one made now; error: why there is none.
     """
 
     reference: str
     directory: Path
     outcome: str
-    result: ExportResult | None = None
+    certificate: Certificate | None = None
+    warnings: tuple[str, ...] = ()
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """All of it as plain values, of the certificate what matters most."""
+        certificate = self.certificate
+        fidelity = None if certificate is None else certificate.fidelity
         return {
             "reference": self.reference,
             "directory": str(self.directory),
             "outcome": self.outcome,
-            "result": None if self.result is None else self.result.to_json(),
+            "kind": None if certificate is None else certificate.kind,
+            "strategy": None if certificate is None else certificate.strategy,
+            "fidelity": None if fidelity is None else fidelity.to_json(),
+            "warnings": list(self.warnings),
             "error": self.error,
         }
 
@@ -85,16 +91,17 @@ def export_all(
                 continue
             receipt = {"adapter": _digest(source), **facts}
             if not again and _is_there(directory, receipt):
-                yield Outcome(reference, directory, THERE)
+                yield Outcome(reference, directory, THERE, read_certificate(directory))
                 continue
             (directory / RECEIPT_FILE).unlink(missing_ok=True)
             result = _export(reference, base, directory, progress(reference), settings)
             sizes = {path.name: path.stat().st_size for path in sorted(directory.iterdir()) if path.is_file()}
             (directory / RECEIPT_FILE).write_text(json.dumps({**receipt, "files": sizes}, indent=2) + "\n", "utf-8")
+            certificate = read_certificate(directory)
         except (ReftError, OSError, ValueError, RuntimeError, MemoryError) as error:
             yield Outcome(reference, directory, FAILED, error=str(error) or type(error).__name__)
         else:
-            yield Outcome(reference, directory, EXPORTED, result)
+            yield Outcome(reference, directory, EXPORTED, certificate, result.warnings)
 
 
 def _export(

@@ -94,6 +94,15 @@ def test_what_is_there_is_left_alone(store: Store, bases: tuple[Path, Path], tmp
     assert {n for n, e in run(base, out).items() if e.outcome == EXPORTED} == {"style:v1", "team/tone:v1"}
 
 
+def test_outcomes_tell_how_close_an_export_is(store: Store, bases: tuple[Path, Path], tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"measure": True, "dtype": ["f32"], "report": False}
+    for outcome in (EXPORTED, THERE):
+        (found,) = run(bases[0], tmp_path / "out", "team/tone", **settings).values()
+        told = found.to_json()
+        assert told["outcome"] == outcome and told["kind"] == "exact" and told["strategy"] == "merged"
+        assert told["fidelity"]["max_logit_difference"] < 1e-3 < 0.05 < told["fidelity"]["base_mean_kl"]
+
+
 def test_settings_and_force_make_them_again(store: Store, bases: tuple[Path, Path], tmp_path: Path) -> None:
     base, out = bases[0], tmp_path / "out"
     run(base, out, "style")
@@ -146,7 +155,8 @@ def test_the_command_shows_a_table_and_fails_if_any_failed(
     assert shown.count(THERE) == 3 and shown.count(FAILED) == 1 and "ends:v1: Edit(layer 1" in shown
     assert reft(monkeypatch, *command, "--json") == 1
     found = {each["reference"]: each for each in json.loads(capsys.readouterr().out)}
-    assert found["ends:v1"]["error"] and found["ends:v1"]["result"] is None
+    assert found["ends:v1"]["error"] and found["ends:v1"]["kind"] is None
+    assert found["style:v1"]["outcome"] == THERE and found["style:v1"]["kind"] == "exact"
     assert reft(monkeypatch, "export", "ollama", "style", *command[2:], "--force") == 0
     assert capsys.readouterr().out.count(EXPORTED) == 2
 

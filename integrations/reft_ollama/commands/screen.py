@@ -39,11 +39,11 @@ def print_outcomes(outcomes: Iterable[Outcome], console: Console) -> None:
     outcomes = list(outcomes)
     table = make_table("Exports", "adapter", ("kind", "strategy", "top-1", "mean KL", "outcome"))
     for each in outcomes:
-        result, fidelity = each.result, None if each.result is None else each.result.fidelity
+        made, fidelity = each.certificate, None if each.certificate is None else each.certificate.fidelity
         table.add_row(
             each.reference,
-            "" if result is None else result.kind,
-            "" if result is None else result.strategy,
+            "" if made is None else made.kind,
+            "" if made is None else made.strategy,
             "" if fidelity is None else f"{fidelity.top1_agreement:.4f}",
             "" if fidelity is None else f"{fidelity.mean_kl:.1e}",
             each.outcome,
