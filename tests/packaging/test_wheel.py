@@ -53,7 +53,10 @@ def test_requirements_are_met_by_what_vllm_brings(wheel) -> None:
 
 def test_wheel_holds_all_packages_and_no_tests(wheel) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        tops = {name.split("/")[0] for name in archive.namelist() if ".dist-info" not in name}
+        names = [name for name in archive.namelist() if ".dist-info" not in name]
+    tops = {name.split("/")[0] for name in names}
+    data = {name.rpartition("/")[2] for name in names if not name.endswith((".py", "py.typed"))}
+    assert {"prose.txt", "languages.txt", "report.html", "report.md"} <= data
     assert tops == {"reft_plugins", "adapters_store", "reft_transformers", "reft_vllm", "reft_ollama"}
 
 
