@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -36,10 +35,11 @@ def kept(text: str) -> str:
     return "".join(c for c in text if c.isprintable() or c in "\n\r\t")
 
 
-@settings(max_examples=1500, deadline=None, derandomize=True)
+@settings(max_examples=800, deadline=None, derandomize=True)
 @given(system=TEXTS, stop=TEXTS, license=TEXTS)
 @example('say """ twice """', 'a "quoted" one', '"')
 @example('begins """\nwith', '"""', "a\r\nb")
+@example("", "", '"""\x1b\n')
 @example('"""\n', "<|end|>", '"begins with a quote')
 def test_what_ollama_reads_is_what_was_written(system: str, stop: str, license: str) -> None:
     modelfile = Modelfile(
@@ -48,7 +48,7 @@ def test_what_ollama_reads_is_what_was_written(system: str, stop: str, license: 
     try:
         text = modelfile.text()
     except ExportError:
-        assert any(re.search(r'"""\s*[\r\n]', value) or '"""' in value for value in (system, stop, license))
+        assert any('"""' in kept(value) for value in (system, stop, license))
         return
     assert read(text) == [
         ("from", "./model.gguf"),

@@ -72,14 +72,14 @@ def quoted(name: str, text: str) -> str:
     Raises:
         ExportError: naming the instruction, where the text has lines that end in """ and in no other way fits.
     '''
-    forms = (f'"""{text}"""', f'"{text}"', text)
-    found = next((form for form in forms if _read(form) == text), None)
-    if found is None:
+    read = "".join(filter(_kept, text))
+    quotes = next((quotes for quotes in ('"""', '"', "") if _read(quotes + read + quotes) == read), None)
+    if quotes is None:
         raise ExportError(
             f'{name}: a Modelfile cannot hold a text of several lines of which one ends in """. Change that line, for '
             "example by a full stop behind it"
         )
-    return found
+    return quotes + text + quotes
 
 
 def make_parameters(
