@@ -46,8 +46,9 @@ def gguf(
     """
     from rich.console import Console
 
-    from reft_ollama.commands.screen import print_result, progress_bar
+    from reft_ollama.commands.screen import print_result
     from reft_ollama.gguf_export import export_control_vector, export_gguf, export_lora
+    from reft_plugins.cli.progress import progress_bar
 
     if not (lora or control_vector):
         with progress_bar() as progress:

@@ -54,8 +54,9 @@ def ollama(
 def _export_one(reference: str, base: str, out: Path, force: bool, as_json: bool, options: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from reft_ollama.commands.screen import print_result, progress_bar
+    from reft_ollama.commands.screen import print_result
     from reft_ollama.export import export_ollama
+    from reft_plugins.cli.progress import progress_bar
 
     with progress_bar() as progress:
         result = export_ollama(reference, base, out, force=force, progress=progress, **options)
@@ -71,7 +72,8 @@ def _export_all(name: str | None, base: str, out: Path, force: bool, as_json: bo
     from rich.console import Console
 
     from reft_ollama.batch import FAILED, export_all
-    from reft_ollama.commands.screen import print_outcomes, progress_bar
+    from reft_ollama.commands.screen import print_outcomes
+    from reft_plugins.cli.progress import progress_bar
     from reft_plugins.errors import UnknownReferenceError
 
     outcomes: list[Outcome] = []
