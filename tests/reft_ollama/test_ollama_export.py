@@ -103,7 +103,7 @@ def test_files_of_an_export(exported: ExportResult, trained_loreft: Adapter) -> 
     text = exported.modelfile.read_text()
     assert "\nFROM ./model.gguf\n" in text
     assert 'TEMPLATE """{{ .Prompt }}"""' in text
-    assert 'PARAMETER stop "</s>"' in text
+    assert 'PARAMETER stop """</s>"""' in text
     assert f"{exported.fidelity.top1_agreement:.4f}" in text and trained_loreft.digest in text
 
 
@@ -163,7 +163,7 @@ def test_merged_lora_is_exact_and_needs_no_calibration(tiny_llama: Path, tmp_pat
     assert exact.fidelity.max_logit_difference <= 1e-4
     assert exact.fidelity.base_mean_kl is not None and exact.fidelity.base_mean_kl > 0.05
     rounded = export_ollama(adapter, tiny_llama, tmp_path / "f16")
-    assert 1e-4 < rounded.fidelity.max_logit_difference < 0.05, "fidelity is that of the numbers in the file"
+    assert 1e-4 < rounded.fidelity.max_logit_difference < 0.2, "fidelity is that of the numbers in the file"
     assert rounded.gguf.stat().st_size < 0.6 * exact.gguf.stat().st_size
 
 
