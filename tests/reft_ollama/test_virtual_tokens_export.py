@@ -149,8 +149,10 @@ def test_edits_spare_virtual_tokens_which_weights_cannot(virtual_cases: Cases, t
     assert result.fidelity.mean_kl == pytest.approx(found.mean_kl, rel=1.0), "and that is measured"
 
 
-@pytest.mark.parametrize("strategy", ["neurons"])
-def test_fitted_edits_beside_virtual_tokens(strategy: str, virtual_cases: Cases, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("strategy", "removed"), [("low-rank", 0.8), ("neurons", 0.95)])
+def test_fitted_edits_beside_virtual_tokens(
+    strategy: str, removed: float, virtual_cases: Cases, tmp_path: Path
+) -> None:
     directory = virtual_cases("llama").directory
     generator = torch.Generator().manual_seed(1)
     down, up = (0.15 * torch.randn(2, 96, generator=generator) for _ in range(2))
@@ -161,6 +163,6 @@ def test_fitted_edits_beside_virtual_tokens(strategy: str, virtual_cases: Cases,
     assert any("widened" in warning for warning in result.warnings), "virtual tokens are edited too"
     found = compare_llama_cpp(result.gguf, case.texts, case.logits, case.runtime.logits, in_front=case.ids)
     assert found.base_mean_kl is not None and found.base_mean_kl > 1.0, "the program is too weak to show anything"
-    assert found.kl_removed is not None and found.kl_removed > 0.9
+    assert found.kl_removed is not None and found.kl_removed > removed
     assert result.fidelity.mean_kl == pytest.approx(found.mean_kl, rel=1.0)
     assert probability(result) < 1e-7
