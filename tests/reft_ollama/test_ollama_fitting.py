@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from raw_programs import as_adapter
+from tiny_bases import make_base
 from tiny_models import sentences
 
 from reft_ollama.export import export_ollama
 from reft_ollama.llama_cpp import compare_llama_cpp
+from reft_plugins import plugins
 from reft_plugins.adapter import Adapter
 from reft_plugins.errors import ExportError, UnsupportedProgramError
 from reft_plugins.fidelity.comparison import Fidelity
@@ -106,3 +108,20 @@ def test_neurons_are_for_affine_edits_only(tiny_llama: Path, tmp_path: Path) -> 
     with pytest.raises(UnsupportedProgramError, match=r"neurons is for affine edits.*low-rank or distilled"):
         export_ollama(adapter, tiny_llama, tmp_path / "out", strategy="neurons", calibration_tokens=500)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "gemma2"])
+def test_fits_without_biases(model_type: str, tmp_path: Path) -> None:
+    """What is measured is what llama.cpp runs, also where the file may have no bias or norms the branch's output."""
+    base = make_base(model_type, tmp_path / "base")
+    down, up = random(1, 4, 96, scale=0.2), random(2, 4, 96, scale=0.2)
+    adapter = as_adapter(base, Edit(Site(1), ALL, down=down, up=up, bias=random(3, 4), activation="relu"))
+    result = export_ollama(
+        adapter, base, tmp_path / "out", dtype="f32", calibration_tokens=3000, force=True, report=False
+    )
+    runtime: Any = plugins.runtimes.get("transformers")(base, dtype="float32")
+    found = in_llama_cpp(result.gguf, runtime, adapter)
+    assert result.strategy == "low-rank" and result.fidelity is not None
+    assert found.kl_removed is not None and result.fidelity.kl_removed is not None
+    assert found.base_mean_kl is not None and found.base_mean_kl > 0.02, "too weak to show anything"
+    assert found.kl_removed > 0.2 and result.fidelity.kl_removed > 0.2
