@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from reft_ollama.weights.formats import FORMATS
 from reft_plugins.fidelity.certificate import (
@@ -17,7 +17,7 @@ from reft_plugins.fidelity.certificate import (
     producer,
     reference_name,
 )
-from reft_plugins.fidelity.records import rounded
+from reft_plugins.fidelity.records import plain
 from reft_plugins.program import Edit, Node, VirtualTokens, WeightDelta
 from reft_plugins.training.data import digest_of_file
 
@@ -66,7 +66,7 @@ def certify(
             seed=seed,
         ),
         files=tuple(_files(job, directory, files)),
-        details=_plain(job.details),
+        details=plain(job.details),
         warnings=tuple(job.warnings),
     )
 
@@ -105,12 +105,3 @@ def _files(job: Job, directory: Path, files: Sequence[ModelFiles]) -> Iterator[F
 
 def _file(path: Path) -> FileFact:
     return FileFact(name=path.name, sha256=digest_of_file(path), size=path.stat().st_size)
-
-
-def _plain(value: Any) -> Any:
-    """Dictionaries with names as keys, and numbers as they are written."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return rounded(value) if isinstance(value, float) else value

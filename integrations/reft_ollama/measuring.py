@@ -6,10 +6,10 @@ from collections.abc import Collection
 from pathlib import Path
 
 from reft_ollama.llama_cpp import LlamaCppModel, Logits
-from reft_plugins.errors import ExportError
 from reft_plugins.fidelity.evaluation import Evaluation, Evaluator
 from reft_plugins.fidelity.front import Front
 from reft_plugins.fidelity.texts import MAX_LENGTH
+from reft_plugins.fidelity.threshold import require_top1
 
 
 class LlamaCppStudent:
@@ -54,18 +54,10 @@ def check_fidelity(evaluation: Evaluation, dtype: str, min_top1: float, exact: b
     Raises:
         ExportError: with the numbers and the ways out.
     """
-    fidelity = evaluation.fidelity
-    if fidelity.top1_agreement >= min_top1:
-        return
     ways = (
         "Choose a larger number format (--dtype)"
         if exact
         else "Serve the adapter with vLLM (reft serve), which runs it as it is; calibrate on text of its task "
         "(--calibration); polish the fit (--distill)"
     )
-    raise ExportError(
-        f"{dtype}: the exported model would choose another token than the adapter in "
-        f"{1 - fidelity.top1_agreement:.1%} of {fidelity.tokens} held-out predictions (top-1 agreement "
-        f"{fidelity.top1_agreement:.3f}, at least {min_top1} is asked for; mean KL {fidelity.mean_kl:.4f} nats). "
-        f"Nothing was written. {ways}; or write it nevertheless with --force"
-    )
+    require_top1(evaluation, f"{dtype}: the exported model", min_top1, ways)

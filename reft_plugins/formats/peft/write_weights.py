@@ -94,8 +94,8 @@ def _lora(deltas: Sequence[WeightDelta], modules: BaseModules | None) -> tuple[d
                 raise AdapterError(f"{delta}: PEFT has no learned bias there")
             bias = torch.zeros(len(delta.b)) if delta.bias is None else delta.bias / delta.scaling
             tensors[f"{name}.lora_B.bias"] = bias
-    rank = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
-    alpha = Counter(alphas.values()).most_common(1)[0][0] if alphas else 1
+    largest = max(ranks, key=ranks.__getitem__)  # vLLM admits an adapter by `r`, whatever the patterns say
+    rank, alpha = ranks[largest], alphas[largest]
     config = {
         "peft_type": "LORA",
         "r": rank,
