@@ -51,8 +51,8 @@ def reft_resolve_adapter(reference: str) -> Path | None:
 
 
 @hookspec
-def reft_list_adapters() -> Iterable[str]:
-    """Name every adapter that you resolve, as references such as `name:tag`."""
+def reft_list_adapters() -> Iterable[str] | None:
+    """Name every adapter that you resolve, as references such as `name:tag`, or None if there is none."""
 
 
 @hookspec
