@@ -12,7 +12,8 @@ import torch
 from peft import PeftModel
 from strong_adapters import strong_loreft
 from strong_programs import Strong
-from tiny_models import sentences
+from tiny_architectures import tiny
+from tiny_models import make_tokenizer, sentences
 from transformers import AutoModelForCausalLM
 
 import reft_plugins as reft
@@ -25,7 +26,7 @@ from reft_plugins.fitting.as_lora import LoraConversion, convert_to_lora
 from reft_plugins.fitting.lora_files import lora_adapter, write_lora
 from reft_plugins.program import WeightDelta
 
-TOKENS = [1, 261, 350, 383, 316, 310, 261, 425]
+TOKENS = [1, 261, 350, 383, 316, 310, 261, 25]
 
 
 class Peft:
@@ -128,6 +129,22 @@ def test_energy_gives_every_module_a_rank_of_its_own(tiny_llama: Path, few_texts
     assert found.top1_agreement == pytest.approx(measured.top1_agreement, abs=2e-3)
     assert found.mean_kl == pytest.approx(measured.mean_kl, rel=1e-3)
     assert found.max_logit_difference == pytest.approx(measured.max_logit_difference, abs=1e-4)
+
+
+def test_modules_that_keep_their_weight_turned(few_texts: None, tmp_path: Path) -> None:
+    base, turned = tmp_path / "gpt2", tmp_path / "lora"
+    tiny("gpt2", vocab_size=384, n_positions=512).save_pretrained(base)
+    make_tokenizer(sentences(4000), 384).save_pretrained(base)
+    strong = Strong(base)
+    deltas = [
+        WeightDelta(module, input_scale=strong.scales(strong.sizes[module][1])) for module in strong.modules("c_fc")
+    ]
+    conversion = convert_to_lora(strong.adapter(deltas), base, rank=1.0)
+    assert conversion.exact and written(conversion, turned)["fan_in_fan_out"]
+    runtime = reft.runtime("transformers", base, dtype="float32")
+    wanted = runtime.logits(TOKENS, conversion.adapter)
+    np.testing.assert_allclose(Peft(base, turned).logits(TOKENS), wanted, atol=1e-4)
+    assert np.abs(runtime.logits(TOKENS) - wanted).max() > 0.3
 
 
 def test_loreft_is_fitted_and_measured(
