@@ -13,7 +13,7 @@ from reft_ollama.plan.planning import Plan
 from reft_ollama.weights.assembly import assemble
 from reft_ollama.weights.checkpoint import Checkpoint
 from reft_ollama.weights.installation import install
-from reft_ollama.weights.stack import BaseWeights, Weights
+from reft_ollama.weights.stack import BaseWeights, Updated, Weights
 from reft_ollama.weights.widening import Widening
 from reft_plugins.errors import UnsupportedProgramError
 from reft_plugins.fidelity.reference import Reference
@@ -157,7 +157,8 @@ class Candidates:
 
     def _neurons(self) -> Candidate:
         plan, module = self._plan, self._architecture.module
-        gains = {layer: self._checkpoint.load(f"{module(layer, 'mlp_norm')}.weight") for layer in self._norms}
+        weights = Updated(BaseWeights(self._checkpoint, self._architecture, self._config), plan.updates)
+        gains = {layer: weights.module(module(layer, "mlp_norm"))["weight"] for layer in self._norms}
         widening = Widening(self._config, plan.residual, self._norms, gains)
         updates: dict[str, list[Update]] = {
             module(layer, "mlp_output"): [AffineOutput(edit)] for layer, edit in plan.residual.items()

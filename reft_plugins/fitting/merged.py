@@ -27,8 +27,13 @@ class MergedDeltas:
     deltas: tuple[WeightDelta, ...]
 
     def adds_bias(self) -> bool:
-        """Only a delta with a bias of its own adds one."""
-        return any(delta.bias is not None or delta.new_bias is not None for delta in self.deltas)
+        """Only a delta with a bias of its own adds one, unless a later one starts over without it."""
+        added = False
+        for delta in self.deltas:
+            if delta.replaces or delta.input_scale is not None:
+                added = delta.new_bias is not None
+            added = added or delta.bias is not None
+        return added
 
     def __call__(self, weight: Tensor, bias: Tensor | None, base: Tensor) -> tuple[Tensor, Tensor | None]:
         """Apply all. Raises `AdapterError` where a delta is made for a module of another size."""

@@ -101,7 +101,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str | None
     return make
 
 
-@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3", "phi3"])
 def test_conversations_are_exact_in_llama_cpp(
     model_type: str, cases: Callable[[str, str | None], Case], tmp_path: Path
 ) -> None:

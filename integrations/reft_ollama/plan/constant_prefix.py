@@ -6,7 +6,7 @@ same in every conversation, and whatever an edit does to them, linear or not, is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from reft_plugins.fidelity.reference import Reference, move
 from reft_plugins.positions import OPEN_END, Positions
-from reft_plugins.program import Edit, Node, Program, Site
+from reft_plugins.program import Edit, Node, Program, Site, canonical
 
 LENGTHS_TRIED = 512
 """Prompt lengths, from the shortest possible one on, at which an edit has to touch the same tokens."""
@@ -54,14 +54,32 @@ class ConstantPrefix:
         """The edits that only touch this beginning, and all other nodes.
 
         Virtual tokens stand in front of the beginning, which is then another one in every layer but the first; no edit
-        is taken beside them.
+        is taken beside them. Nor are those of a site where another edit would read something else without them.
         """
-        taken = [
-            node
-            for node in program
-            if isinstance(node, Edit) and not program.virtual_tokens and self.holds(node.positions)
-        ]
-        return taken, [node for node in program if not any(node is other for other in taken)]
+        sites: dict[tuple[int, str], list[Edit]] = {}
+        for edit in () if program.virtual_tokens else program.edits:
+            sites.setdefault((edit.site.layer, canonical(edit.site.component)), []).append(edit)
+        taken: set[int] = set()
+        for edits in sites.values():
+            mine = {id(edit) for edit in edits if self.holds(edit.positions)}
+            if _reads(edits, mine) == _reads([edit for edit in edits if id(edit) not in mine]):
+                taken |= mine
+        found: tuple[list[Node], list[Node]] = ([], [])
+        for node in program:
+            found[id(node) not in taken].append(node)
+        return found
+
+
+def _reads(edits: Sequence[Edit], idle: Collection[int] = ()) -> list[int]:
+    """How many edits of a site have changed what each of them reads, at tokens where those with an id in `idle` do not
+    work; see `Edit` for simultaneous ones."""
+    changed, read, found = 0, 0, []
+    for edit in edits:
+        read = read if edit.simultaneous else changed
+        if id(edit) not in idle:
+            found.append(read)
+            changed += 1
+    return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,6 +15,7 @@ import copy
 import math
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _READS = ("query", "key", "value")
+_NEURONS = ("gate", "up")
 _NORMS = ("attention_norm", "mlp_norm", "attention_post_norm", "mlp_post_norm", "final_norm")
 PARTS = ("attention_norm", "mlp_norm", *_READS, "attention_output", "gate", "up", "mlp_output")
 
@@ -38,10 +40,11 @@ class Grown:
 
     Attributes:
         hidden, width: hidden size and MLP width before, where the new channels and neurons begin.
-        places: layer and part of each module of a decoder layer that reads or writes either.
+        places: layer and parts, several where they are fused, of each module of a decoder layer that reads or writes
+            either.
 
     Raises:
-        UnsupportedProgramError: the architecture normalises what is written, or fuses projections.
+        UnsupportedProgramError: the architecture normalises what is written, or has no such module.
     """
 
     def __init__(
@@ -49,9 +52,11 @@ class Grown:
     ) -> None:
         old = weights.config
         self.hidden, self.width = int(old.hidden_size), int(old.intermediate_size)
-        self.places = {
-            architecture.module(layer, part): (layer, part) for layer in range(old.num_hidden_layers) for part in PARTS
-        }
+        self.places: dict[str, tuple[int, tuple[str, ...]]] = {}
+        for layer in range(old.num_hidden_layers):
+            for part in PARTS:
+                name = architecture.module(layer, part)
+                self.places[name] = (layer, (*self.places.get(name, (layer, ()))[1], part))
         missing = next((name for name in self.places if f"{name}.weight" not in weights.shapes), None)
         if (architecture.post_norm and written) or missing is not None:
             raise UnsupportedProgramError(
@@ -69,16 +74,24 @@ class Grown:
 
     def module(self, name: str) -> dict[str, Tensor]:
         """See `reft_ollama.weights.stack.Weights`."""
-        rows, _ = self._added(name)
+        rows, columns = self._added(name)
+        halves = 2 if self._is_fused(name) else 1
         offset = self._architecture.norm_offset if self._architecture.part_of(name) in _NORMS else 0.0
         grown = {}
         for kind, tensor in self._weights.module(name).items():
             factor = self._factor(name) if kind == "weight" else 1.0
-            if tensor.ndim == 1:
-                grown[kind] = functional.pad(factor * (tensor + offset), (0, rows)) - offset
-            else:
-                grown[kind] = functional.pad(factor * tensor, (0, self._added(name)[1], 0, rows))
+            more = (0, rows // halves) if tensor.ndim == 1 else (0, columns, 0, rows // halves)
+            padded = [functional.pad(factor * (half + offset), more) - offset for half in tensor.chunk(halves)]
+            grown[kind] = torch.cat(padded) if halves > 1 else padded[0]
         return grown
+
+    def first_neuron(self, part: str) -> int:
+        """Where new neurons begin among the rows (gate, up) or columns (mlp_output) of a part's module."""
+        behind_gates = part == "up" and self._architecture.gate == self._architecture.up
+        return self.width + (self.config.intermediate_size if behind_gates else 0)
+
+    def _is_fused(self, module: str) -> bool:
+        return set(_NEURONS) <= set(self.places.get(module, (0, ()))[1])
 
     def blocks(self, name: str) -> Blocks:
         """See `reft_ollama.weights.stack.Streamed`: of the embedding and the output layer, which gain columns only."""
@@ -105,8 +118,8 @@ class Grown:
         part = self._architecture.part_of(module)
         if part == "mlp_output":
             return channels, neurons
-        if part in ("gate", "up"):
-            return neurons, channels
+        if part in _NEURONS:
+            return neurons * (2 if self._is_fused(module) else 1), channels
         if part in (*_READS, "embedding", "head"):
             return 0, channels
         return (channels, 0) if part == "attention_output" or part in _NORMS else (0, 0)

@@ -56,19 +56,19 @@ class Marked:
     def module(self, name: str) -> dict[str, Tensor]:
         """The parameters of one module."""
         own = self._grown.module(name)
-        layer, part = self._grown.places.get(name, (0, ""))
+        layer, parts = self._grown.places.get(name, (0, ()))
         if layer not in self._changes.layers:
             return own
-        weight, count = own["weight"], len(self._changes.tokens)
-        channels = torch.arange(self._grown.hidden, self._grown.hidden + count)
-        neurons = torch.arange(self._grown.width, self._grown.width + count)
-        if part == "mlp_norm":
-            squares = self._changes.squares[layer] + self._mark**2
-            rms = (squares / self.config.hidden_size + self.config.rms_norm_eps).sqrt()
-            weight[channels] = (rms / self._mark).to(weight)
-        elif part in ("gate", "up"):
-            weight[neurons, channels] = GATE if part == "gate" else 1.0
-        elif part == "mlp_output":
-            answer = float(functional.silu(torch.tensor(GATE, dtype=torch.float64)))
-            weight[: self._grown.hidden, neurons] = (self._changes.layers[layer] / answer).T.to(weight)
+        weight, tokens = own["weight"], torch.arange(len(self._changes.tokens))
+        for part in parts:
+            channels, neurons = self._grown.hidden + tokens, self._grown.first_neuron(part) + tokens
+            if part == "mlp_norm":
+                squares = self._changes.squares[layer] + self._mark**2
+                rms = (squares / self.config.hidden_size + self.config.rms_norm_eps).sqrt()
+                weight[channels] = (rms / self._mark).to(weight)
+            elif part in ("gate", "up"):
+                weight[neurons, channels] = GATE if part == "gate" else 1.0
+            elif part == "mlp_output":
+                answer = float(functional.silu(torch.tensor(GATE, dtype=torch.float64)))
+                weight[: self._grown.hidden, neurons] = (self._changes.layers[layer] / answer).T.to(weight)
         return own

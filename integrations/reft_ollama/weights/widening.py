@@ -138,23 +138,26 @@ class Widened:
     def module(self, name: str) -> dict[str, Tensor]:
         """The widened parameters of one module."""
         own = self._grown.module(name)
-        layer, part = self._grown.places.get(name, (0, ""))
+        layer, parts = self._grown.places.get(name, (0, ()))
         constant, neurons = self._grown.hidden, self._widening.neurons.get(layer)
         weight = own["weight"]
-        if part == "gate" and "bias" not in own:
+        if "gate" in parts and "bias" not in own:
             own["bias"] = weight.new_zeros(len(weight))
         if name == self._architecture.embedding:
             weight[:, constant] = self._widening.kappa
-        elif part == "mlp_norm" and neurons is not None:
-            weight[constant] = math.sqrt(neurons.hidden / self.config.hidden_size) / self._widening.kappa
-        elif neurons is not None and part in ("gate", "up", "mlp_output"):
-            new = slice(self._grown.width, self._grown.width + len(neurons.gate_bias))
-            if part == "gate":
+        if neurons is None:
+            return own
+        for part in parts:
+            start = self._grown.first_neuron(part)
+            new = slice(start, start + len(neurons.gate_bias))
+            if part == "mlp_norm":
+                weight[constant] = math.sqrt(neurons.hidden / self.config.hidden_size) / self._widening.kappa
+            elif part == "gate":
                 weight[new, constant] = neurons.gate.to(weight)
                 own["bias"][new] = neurons.gate_bias.to(weight)
             elif part == "up":
                 weight[new, : neurons.hidden] = neurons.up.to(weight)
-            else:
+            elif part == "mlp_output":
                 weight[: neurons.hidden, new] = neurons.down.to(weight)
         return own
 

@@ -1,0 +1,114 @@
+"""Combinations of changes that touch each other, found by exporting random programs, in a real llama.cpp."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from exact_programs import Maker
+from gguf_files import write
+from raw_programs import as_adapter
+from safetensors.torch import load_file
+from tiny_bases import make_base
+from tiny_models import sentences
+
+from reft_ollama.export import export_ollama
+from reft_ollama.llama_cpp import compare_llama_cpp
+from reft_ollama.plan.constant_prefix import ConstantPrefix
+from reft_plugins import plugins
+from reft_plugins.fidelity.comparison import Fidelity
+from reft_plugins.positions import Positions
+from reft_plugins.program import ALL, Edit, Node, Program, Site, WeightDelta
+
+EXACT = 1e-4
+
+
+@dataclass
+class Base:
+    """A small model on disk and in transformers."""
+
+    directory: Path
+    runtime: Any
+    make: Maker
+
+    @classmethod
+    def of(cls, model_type: str, directory: Path, **config: Any) -> Base:
+        make_base(model_type, directory, **config)
+        runtime: Any = plugins.runtimes.get("transformers")(directory, dtype="float32")
+        return cls(directory, runtime, Maker(load_file(directory / "model.safetensors")).seeded(model_type))
+
+    def compare(self, gguf: Path, *nodes: Node) -> Fidelity:
+        """A file against the program, the bare base as the negative control."""
+        adapter = as_adapter(self.directory, *nodes)
+        texts = [self.runtime.tokenizer(" ".join(sentences(4, seed))).input_ids for seed in (101, 102)]
+        return compare_llama_cpp(gguf, texts, lambda ids: self.runtime.logits(ids, adapter), self.runtime.logits)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma3_text"])
+def test_a_bias_that_a_later_delta_starts_over_without(model_type: str, tmp_path: Path) -> None:
+    base = Base.of(model_type, tmp_path / "base")
+    make, nodes = base.make, list[Node]()
+    for name in make.linear("v_proj"):
+        out, inside = make.weight(name).shape
+        nodes += [
+            WeightDelta(name, bias=make.random(out), output_scale=make.spread(out)),
+            WeightDelta(name, input_scale=make.spread(inside), **make.low_rank(name)),
+        ]
+    program = as_adapter(base.directory, *nodes).lower()
+    found = base.compare(write(base.directory, program, tmp_path / "model.gguf"), *nodes)
+    assert found.max_logit_difference < EXACT
+    assert found.base_mean_kl is not None and found.base_mean_kl > 0.1
+
+
+@pytest.mark.parametrize("model_type", ["llama", "phi3"])
+def test_extra_neurons_behind_a_norm_that_is_changed_too(model_type: str, tmp_path: Path) -> None:
+    """They read what the norm makes of the stream, also where its weight is not the base's; Phi-3's gates and up
+    projections are one module."""
+    base = Base.of(model_type, tmp_path / "base", tie_word_embeddings=False)
+    make = base.make
+    edit = make.affine(make.hidden, rank=2)
+    norm = "model.layers.1.post_attention_layernorm"
+    nodes: list[Node] = [Edit(Site(1), ALL, **edit), WeightDelta(norm, output_scale=make.spread(make.hidden))]
+    result = export_ollama(
+        as_adapter(base.directory, *nodes),
+        base.directory,
+        tmp_path / "out",
+        dtype="f32",
+        strategy="neurons",
+        calibration_tokens=1000,
+        report=False,
+    )
+    found = base.compare(result.gguf, *nodes)
+    assert found.max_logit_difference < 5e-3 and found.mean_kl < 1e-6
+    assert found.base_mean_kl is not None and found.base_mean_kl > 0.1
+
+
+FIRST, SHIFT = Positions.parse("f1"), torch.ones(8)
+
+
+def shifted(positions: Positions, simultaneous: bool = False) -> Edit:
+    return Edit(Site(1), positions, shift=SHIFT, simultaneous=simultaneous)
+
+
+def test_an_edit_stays_where_it_says_what_another_one_reads() -> None:
+    """Without the second of these, the third would read what the first one read, at every token."""
+    prefix = ConstantPrefix((1, 5, 9), 8)
+    nodes = (shifted(ALL), shifted(FIRST), shifted(ALL, simultaneous=True))
+    assert prefix.split(Program(nodes)) == ([], [*nodes])
+    elsewhere = Edit(Site(2, "block_input"), FIRST, shift=SHIFT)
+    assert prefix.split(Program((*nodes, elsewhere))) == ([elsewhere], [*nodes])
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2])
+def test_an_edit_is_taken_where_others_read_the_same_without_it(taken: int) -> None:
+    """It is the first, or reads what the edit before it read, or the next one reads what it leaves."""
+    nodes = {
+        0: (shifted(FIRST), shifted(ALL, simultaneous=True), shifted(ALL, simultaneous=True)),
+        1: (shifted(ALL), shifted(FIRST, simultaneous=True), shifted(ALL, simultaneous=True)),
+        2: (shifted(ALL), shifted(ALL), shifted(FIRST)),
+    }[taken]
+    others = [node for n, node in enumerate(nodes) if n != taken]
+    assert ConstantPrefix((1, 5, 9), 8).split(Program(nodes)) == ([nodes[taken]], others)
