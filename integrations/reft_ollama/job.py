@@ -34,7 +34,7 @@ from reft_plugins.fidelity.certificate import summary
 from reft_plugins.fidelity.comparison import EXACT_DIFFERENCE
 from reft_plugins.fidelity.evaluation import Evaluation, Evaluator
 from reft_plugins.fidelity.front import Front
-from reft_plugins.fidelity.gathering import gather
+from reft_plugins.fidelity.gathering import TOKENS_PER_NEURON, enough_tokens, gather
 from reft_plugins.fidelity.reference import Reference
 from reft_plugins.fidelity.texts import Texts
 from reft_plugins.manifest import BaseModelIdentity
@@ -44,9 +44,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from reft_plugins.adapter import Adapter
-
-CALIBRATION_TOKENS_PER_NEURON = 10
-MIN_CALIBRATION_TOKENS = 20_000
 
 VIRTUAL_PROBABILITY = 1e-6
 """Of a virtual token being generated, at which a user is told."""
@@ -158,8 +155,10 @@ class Job:
         `measure_files`, without it.
         """
         self.progress("Sampling text", 0, 0)
-        enough = max(CALIBRATION_TOKENS_PER_NEURON * self.config.intermediate_size, MIN_CALIBRATION_TOKENS)
-        wanted = (calibration_tokens or enough) if self.plan.remainder or fitting.distills(self.plan) else 0
+        neurons = int(self.config.intermediate_size)
+        wanted = (
+            (calibration_tokens or enough_tokens(neurons)) if self.plan.remainder or fitting.distills(self.plan) else 0
+        )
         texts = gather(
             runtime,
             self.adapter,
@@ -170,8 +169,8 @@ class Job:
         )
         self.texts = texts = texts.beginning_with(self.prompts.beginning)
         self.warnings += texts.warnings
-        if 0 < wanted < CALIBRATION_TOKENS_PER_NEURON * self.config.intermediate_size:
-            self.warnings.append(f"{wanted} calibration tokens are few for {self.config.intermediate_size} neurons")
+        if 0 < wanted < TOKENS_PER_NEURON * neurons:
+            self.warnings.append(f"{wanted} calibration tokens are few for {neurons} neurons")
         reference = Reference(runtime, self.program, self.prompts.beginning)
         self.progress("Running the adapter on held-out text", 0, 0)
         if self.plan.on_prefix:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reft_plugins.errors import DataError
 from reft_plugins.fidelity.general_text import PASSAGES
 from reft_plugins.fidelity.near_duplicates import near_duplicates
 from reft_plugins.fidelity.sampling import Sampler
 from reft_plugins.fidelity.text_files import read_texts
-from reft_plugins.fidelity.texts import Text, Texts, count_tokens, first_tokens, running_text
+from reft_plugins.fidelity.texts import MAX_LENGTH, Text, Texts, count_tokens, first_tokens, running_text
 
 if TYPE_CHECKING:
     from reft_plugins.adapter import Adapter
@@ -20,6 +21,9 @@ HELD_OUT_TOKENS = 1024
 
 FEW_HELD_OUT_TOKENS = 256
 """Fewer tokens of the user's own say little."""
+
+TOKENS_PER_NEURON, MIN_TOKENS = 10, 20_000
+"""Calibration tokens by default: so many per neuron of an MLP, and no fewer than that."""
 
 HELD_OUT_SHARE = 10
 """Of the user's texts every tenth is held out; of the passages every fourth."""
@@ -47,10 +51,14 @@ def gather(
         calibration_tokens: how many are wanted for calibration, 0 for none.
 
     Raises:
-        DataError: naming file and line.
+        DataError: naming file and line; or the base's context has no room for text.
     """
     texts = Texts()
-    sampler = Sampler(runtime, seed)
+    context = getattr(runtime.model.config, "max_position_embeddings", None) or MAX_LENGTH
+    longest = min(MAX_LENGTH, context - adapter.lower().in_front)
+    if longest < 2:
+        raise DataError(f"the adapter's virtual tokens leave no room for text in a context of {context} tokens")
+    sampler = Sampler(runtime, seed, longest)
     own = _read_own(texts, runtime.tokenizer, calibration, held_out, calibration_tokens)
     passages = [running_text(tuple(runtime.tokenizer(passage).input_ids), "general passages") for passage in PASSAGES]
     texts.held_out += first_tokens(passages[::4], HELD_OUT_TOKENS)
@@ -68,7 +76,12 @@ def gather(
     if calibration_tokens:
         _separate(texts, runtime.tokenizer)
         _warn_of_little(texts, calibration_tokens, calibration)
-    return texts
+    return texts.within(longest)
+
+
+def enough_tokens(neurons: int) -> int:
+    """Calibration tokens that are enough to fit updates of a projection with so many inputs."""
+    return max(TOKENS_PER_NEURON * neurons, MIN_TOKENS)
 
 
 def _read_own(

@@ -25,16 +25,17 @@ class Sampler:
 
     Args:
         runtime: the transformers runtime on the base model.
+        longest: tokens of a text at most.
     """
 
-    def __init__(self, runtime: Any, seed: int) -> None:
+    def __init__(self, runtime: Any, seed: int, longest: int = MAX_LENGTH) -> None:
         self._runtime, self._seed = runtime, seed
         self._random = random.Random(seed)
         tokenizer = runtime.tokenizer
         special = set(tokenizer.all_special_ids)
         self._front = tokenizer("").input_ids[:1] if tokenizer.bos_token_id in tokenizer("").input_ids[:1] else []
         self._ordinary = [token for token in range(len(tokenizer)) if token not in special]
-        self._longest = min(MAX_LENGTH, getattr(runtime.model.config, "max_position_embeddings", MAX_LENGTH))
+        self._longest = longest
 
     def sample(
         self, adapter: Adapter | None, prompts: Sequence[tuple[int, ...]], budget: int, source: str

@@ -31,6 +31,15 @@ class Texts:
         calibration, held_out = ([_begun(text, tokens) for text in part] for part in (self.calibration, self.held_out))
         return replace(self, calibration=calibration, held_out=held_out)
 
+    def within(self, length: int) -> Texts:
+        """The same texts, cut to so many tokens."""
+        calibration, held_out = ([_cut(text, length) for text in part] for part in (self.calibration, self.held_out))
+        return replace(self, calibration=calibration, held_out=held_out)
+
+
+def _cut(text: Text, length: int) -> Text:
+    return replace(text, tokens=text.tokens[:length], prompt_length=min(text.prompt_length, length))
+
 
 def _begun(text: Text, beginning: Sequence[int]) -> Text:
     known = next(n for n in range(len(beginning), -1, -1) if text.tokens[:n] == tuple(beginning[:n]))

@@ -12,7 +12,7 @@ from reft_plugins import plugins
 from reft_plugins.base_model import BaseModel
 from reft_plugins.errors import ExportError, UnsupportedProgramError
 from reft_plugins.fidelity.evaluation import Evaluation
-from reft_plugins.fidelity.gathering import gather
+from reft_plugins.fidelity.gathering import enough_tokens, gather
 from reft_plugins.fidelity.reference import Reference
 from reft_plugins.fidelity.texts import Texts
 from reft_plugins.fitting.approximation import Progress
@@ -24,9 +24,6 @@ from reft_plugins.formats.peft.base_modules import BaseModules
 
 if TYPE_CHECKING:
     from reft_plugins.adapter import Adapter
-
-TOKENS_PER_NEURON, MIN_TOKENS = 10, 20_000
-"""Calibration tokens by default: so many per neuron of an MLP, and no fewer than that."""
 
 
 @dataclass(slots=True)
@@ -111,7 +108,7 @@ def convert_to_lora(
     schedule = Schedule(seed=seed) if steps is None else Schedule(steps=steps, seed=seed)
     found = LoraFit(plan, held, rank, schedule, progress)
     neurons = int(opened.config.get("intermediate_size") or 4 * opened.identity.hidden_size)
-    wanted = (calibration_tokens or max(TOKENS_PER_NEURON * neurons, MIN_TOKENS)) if found.needs_text(distill) else 0
+    wanted = (calibration_tokens or enough_tokens(neurons)) if found.needs_text(distill) else 0
     runtime = plugins.runtimes.get("transformers")(base, dtype="float32")
     with closing(runtime):
         progress("Sampling text", 0, 0)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from raw_programs import as_adapter, where_is
 
+from reft_plugins import plugins
 from reft_plugins.adapter import Adapter
 from reft_plugins.errors import DataError
 from reft_plugins.fidelity.gathering import gather
@@ -18,7 +19,7 @@ from reft_plugins.fidelity.near_duplicates import near_duplicates
 from reft_plugins.fidelity.text_files import read_texts
 from reft_plugins.fidelity.texts import MAX_LENGTH, Texts
 from reft_plugins.positions import Positions
-from reft_plugins.program import Edit, Site
+from reft_plugins.program import Edit, Site, VirtualTokens
 
 
 @pytest.fixture
@@ -187,3 +188,18 @@ def test_passages_are_many_distinct_and_of_many_kinds() -> None:
         assert any(character in "äöüéèñçąłß" for character in text), "other languages in Latin script"
         assert sum(character.isdigit() for character in text) > 0.01 * len(text), "numbers"
     assert not any(near_duplicates(PASSAGES[::2], PASSAGES[1::2]))
+
+
+def test_texts_fit_into_a_short_context(tmp_path: Path) -> None:
+    from tiny_bases import make_base
+
+    base = make_base("llama", tmp_path, max_position_embeddings=48)
+    runtime = plugins.runtimes.get("transformers")(base, dtype="float32")
+    hidden = runtime.model.config.hidden_size
+    adapter = as_adapter(base, VirtualTokens(torch.ones(8, hidden)))
+    texts = gather(runtime, adapter, calibration_tokens=500)
+    lengths = [len(text.tokens) for text in (*texts.calibration, *texts.held_out)]
+    assert max(lengths) == 40 and all(text.prompt_length <= len(text.tokens) for text in texts.calibration)
+    too_many = as_adapter(base, VirtualTokens(torch.ones(48, hidden)))
+    with pytest.raises(DataError, match="no room for text in a context of 48 tokens"):
+        gather(runtime, too_many, calibration_tokens=500)

@@ -96,7 +96,7 @@ class _Sorter:
                 self.found.residual_nodes += len(edits)
         if reason is not None:
             self.found.fitted += edits
-            self.found.reasons += [f"{each}: only fitted, because {reason}" for each in edits]
+            self.found.reasons += [f"{each}: approximated, because {reason}" for each in edits]
 
     def _plan(self, layer: int, component: str, edit: AffineEdit) -> str | None:
         """Take an affine edit, or say why it cannot be taken."""
@@ -106,7 +106,7 @@ class _Sorter:
             return self._update(layer, READ[component], AffineInput(edit), edit)
         if component in STREAM:
             if not edit.constant:
-                return "no weight makes the residual stream"
+                return "no matrix reads or makes the residual stream itself"
             return self._vector(layer, STREAM[component], edit.constant_part())
         if self._architecture.post_norm:
             return self._behind_norm(layer, MADE[component], edit)

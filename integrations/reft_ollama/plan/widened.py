@@ -17,8 +17,8 @@ def everywhere(node: Edit | WeightDelta, approximate: bool) -> Edit | WeightDelt
     if not approximate:
         where = "no virtual token" if node.positions.everywhere else f"positions {node.positions} only"
         raise UnsupportedProgramError(
-            f"{node}: at {where}, but a GGUF model treats every token alike, except for those with which its chat format "
-            "begins every prompt. Pass --approximate to apply it at all positions and have the loss of fidelity measured, "
-            "or serve the adapter with vLLM (reft serve), which keeps its positions"
+            f"{node}: at {where}, but a GGUF model treats every token alike, except those with which its chat format "
+            "begins every prompt. Pass --approximate to apply it at all positions and have the loss of fidelity "
+            "measured, or serve the adapter with vLLM (reft serve), which keeps its positions"
         )
     return replace(node, positions=ALL)
