@@ -167,7 +167,7 @@ class Job:
             held_out=held_out,
             seed=fitting.seed,
         )
-        self.texts = texts = texts.beginning_with(self.prompts.beginning)
+        self.texts = texts = texts.beginning_with(self.prompts.beginning, self.prompts.shortest)
         self.warnings += texts.warnings
         if 0 < wanted < TOKENS_PER_NEURON * neurons:
             self.warnings.append(f"{wanted} calibration tokens are few for {neurons} neurons")

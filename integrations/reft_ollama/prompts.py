@@ -22,6 +22,7 @@ class Prompts:
     Attributes:
         num_keep: tokens at the beginning that a runtime must not drop from a long conversation; 0 for none.
         beginning: ids that every prompt begins with, if the file has tokens of their own for them.
+        shortest: tokens of the shortest prompt, 0 if that is not asked.
         on_beginning, others: the nodes of the program that only touch those, and all others, in order.
     """
 
@@ -31,6 +32,7 @@ class Prompts:
     beginning: tuple[int, ...] = ()
     on_beginning: list[Node] = field(default_factory=list)
     others: Sequence[Node] = ()
+    shortest: int = 0
 
 
 def prepare_prompts(program: Program, architecture: Architecture, tokenizer: Any, converted: GgufTokenizer) -> Prompts:
@@ -63,4 +65,4 @@ def _marked(program: Program, tokenizer: Any, plain: Prompts) -> Prompts | None:
         return None
     new = with_virtual_tokens(converted, len(tokens))
     new.chat_template = jinja_begin_with(tokenizer, converted.chat_template, tokens, own)
-    return Prompts(new, marked, len(tokens), tokens, mine, others)
+    return Prompts(new, marked, len(tokens), tokens, mine, others, prefix.shortest)

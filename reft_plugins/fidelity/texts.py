@@ -26,9 +26,14 @@ class Texts:
     held_out: list[Text] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def beginning_with(self, tokens: Sequence[int]) -> Texts:
-        """The same texts, with these ids, or what is missing of them, in front of each."""
-        calibration, held_out = ([_begun(text, tokens) for text in part] for part in (self.calibration, self.held_out))
+    def beginning_with(self, tokens: Sequence[int], shortest: int = 0) -> Texts:
+        """The same texts, with these ids, or what is missing of them, in front of each.
+
+        Args:
+            shortest: what no prompt is shorter than; shorter texts are left out.
+        """
+        begun = ([_begun(text, tokens, shortest) for text in part] for part in (self.calibration, self.held_out))
+        calibration, held_out = ([text for text in part if text.prompt_length <= len(text.tokens)] for part in begun)
         return replace(self, calibration=calibration, held_out=held_out)
 
     def within(self, length: int) -> Texts:
@@ -41,10 +46,11 @@ def _cut(text: Text, length: int) -> Text:
     return replace(text, tokens=text.tokens[:length], prompt_length=min(text.prompt_length, length))
 
 
-def _begun(text: Text, beginning: Sequence[int]) -> Text:
+def _begun(text: Text, beginning: Sequence[int], shortest: int) -> Text:
     known = next(n for n in range(len(beginning), -1, -1) if text.tokens[:n] == tuple(beginning[:n]))
     tokens = (*beginning, *text.tokens[known:])
-    return replace(text, tokens=tokens, prompt_length=max(text.prompt_length - known, 0) + len(beginning))
+    prompt_length = max(text.prompt_length - known, 0) + len(beginning)
+    return replace(text, tokens=tokens, prompt_length=max(prompt_length, shortest))
 
 
 def running_text(tokens: tuple[int, ...], source: str) -> Text:

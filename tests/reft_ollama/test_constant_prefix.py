@@ -59,9 +59,9 @@ def nonlinear(seed: int, hidden: int) -> dict[str, Any]:
 
 def on_beginning(hidden: int) -> list[Node]:
     """Edits at the first tokens, of every kind: not linear, inside a layer, of its input, of the embeddings."""
-    first, both = Positions.parse("f1"), Positions.parse("f3")
+    first, both, short = Positions.parse("f1"), Positions.parse("f3"), Positions.parse("f3;cap=half")
     return [
-        Edit(Site(1), both, **nonlinear(1, hidden)),
+        Edit(Site(1), short, **nonlinear(1, hidden)),
         Edit(Site(2, "attention_output"), first, **nonlinear(5, hidden), reads="block_input"),
         Edit(Site(2, "block_input"), Positions.parse("[2,0]"), shift=random(8, hidden)),
         Edit(Site(0, "block_input"), first, shift=random(9, hidden) / 3),

@@ -21,6 +21,9 @@ from reft_plugins.program import Edit, Node, Program, Site, canonical
 LENGTHS_TRIED = 512
 """Prompt lengths, from the shortest possible one on, at which an edit has to touch the same tokens."""
 
+LONG = 10**6
+"""A prompt that nothing is clipped to the length of."""
+
 NEGLIGIBLE = 1e-5
 """A change of a state, relative to it, that is rounding."""
 
@@ -42,7 +45,7 @@ class ConstantPrefix:
     def holds(self, positions: Positions) -> bool:
         """Whether `positions` name the same tokens of this beginning, and no others, in every prompt."""
         lengths = range(self.shortest, self.shortest + LENGTHS_TRIED)
-        found = {positions.within(length, 0, OPEN_END) for length in (*lengths, 10**6)}
+        found = {positions.within(length, 0, OPEN_END) for length in (*lengths, LONG)}
         return len(found) == 1 and found != {()} and all(stop <= len(self.tokens) for _, stop in next(iter(found)))
 
     def reach(self, nodes: Sequence[Node]) -> int:
@@ -104,8 +107,8 @@ def prefix_changes(
 ) -> PrefixChanges:
     """Run a program on the constant tokens, and see what its prefix edits add to what the other nodes do.
 
-    The other nodes are run on the states that the whole program has, layer by layer, so that every difference is that
-    layer's own.
+    Edits are placed as in a long prompt, of which these tokens are the beginning. The other nodes are run on the states
+    that the whole program has, layer by layer, so that every difference is that layer's own.
 
     Args:
         reference: the base model with the program; others: the program without its prefix edits.
@@ -114,7 +117,7 @@ def prefix_changes(
     model, executor = reference.model, reference.executor
     count = model.config.num_hidden_layers
     ids = torch.tensor([list(tokens)], device=reference.device)
-    lengths = torch.tensor([len(tokens)])
+    lengths = torch.tensor([LONG])
     sites = [*(Site(layer, "block_input") for layer in range(count)), Site(count - 1, "block_output")]
     with torch.inference_mode(), executor.run([reference.program], lengths), executor.capture(sites) as captured:
         model(input_ids=ids, use_cache=False)
