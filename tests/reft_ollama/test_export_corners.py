@@ -14,14 +14,23 @@ from raw_programs import as_adapter
 from safetensors.torch import load_file
 from tiny_bases import make_base
 from tiny_models import sentences
+from transformers import AutoConfig, AutoTokenizer
 
+from reft_ollama.architectures.table import architecture_of
 from reft_ollama.export import export_ollama
-from reft_ollama.llama_cpp import compare_llama_cpp
+from reft_ollama.llama_cpp import LlamaCppModel, compare_llama_cpp
 from reft_ollama.plan.constant_prefix import ConstantPrefix
+from reft_ollama.plan.planning import make_plan
+from reft_ollama.tokenizers.conversion import convert_tokenizer
+from reft_ollama.tokenizers.virtual_tokens import with_virtual_tokens
+from reft_ollama.weights.assembly import assemble
+from reft_ollama.weights.checkpoint import Checkpoint
+from reft_ollama.weights.final_states import FinalStates
+from reft_ollama.weights.gguf_file import write_gguf
 from reft_plugins import plugins
 from reft_plugins.fidelity.comparison import Fidelity
 from reft_plugins.positions import Positions
-from reft_plugins.program import ALL, Edit, Node, Program, Site, WeightDelta
+from reft_plugins.program import ALL, Edit, Node, Program, Site, VirtualTokens, WeightDelta
 
 EXACT = 1e-4
 
@@ -84,6 +93,43 @@ def test_extra_neurons_behind_a_norm_that_is_changed_too(model_type: str, tmp_pa
     found = base.compare(result.gguf, *nodes)
     assert found.max_logit_difference < 5e-3 and found.mean_kl < 1e-6
     assert found.base_mean_kl is not None and found.base_mean_kl > 0.1
+
+
+@pytest.mark.parametrize("what", ["beginning", "virtual tokens"])
+def test_norms_of_queries_and_keys_keep_their_epsilon_in_a_grown_model(what: str, tmp_path: Path) -> None:
+    """Channels are added to the residual stream, which these norms do not see; all have one epsilon."""
+    base = Base.of("qwen3", tmp_path / "base", rms_norm_eps=1e-3)
+    make, path = base.make, tmp_path / "model.gguf"
+    nodes: list[Node] = [
+        Edit(Site(1), Positions.parse("f1"), shift=make.random(make.hidden, size=3.0))
+        if what == "beginning"
+        else VirtualTokens(make.random(1, make.hidden))
+    ]
+    if what == "beginning":
+        result = export_ollama(
+            as_adapter(base.directory, *nodes), base.directory, tmp_path / "out", dtype="f32", report=False
+        )
+        assert result.kind == "exact"
+        path = result.gguf
+    else:
+        config = AutoConfig.from_pretrained(base.directory)
+        architecture, states = architecture_of(config), make.random(16, make.hidden)
+        plan = make_plan(Program(tuple(nodes)), architecture, config)
+        plan.final_states = FinalStates(torch.cat([states, -states]), torch.ones(32, dtype=torch.float64))
+        assert plan.final_states.direction is None
+        weights = assemble(plan, Checkpoint(base.directory), architecture, config)
+        assert weights.config.hidden_size > make.hidden
+        tokenizer = convert_tokenizer(AutoTokenizer.from_pretrained(base.directory), config.vocab_size)
+        write_gguf(path, weights, architecture, with_virtual_tokens(tokenizer, 1), dtype="f32")
+    ids, adapter = base.runtime.tokenizer(" ".join(sentences(4, 101))).input_ids, as_adapter(base.directory, *nodes)
+    wanted, bare = base.runtime.logits(ids, adapter), base.runtime.logits(ids)
+    own = len(bare[0])
+    model = LlamaCppModel(path)
+    try:
+        got = model.logits([own, *ids[1:]] if what == "beginning" else [own, *ids])[-len(ids) :, :own]
+    finally:
+        model.close()
+    assert abs(got - wanted).max() < EXACT < abs(bare - wanted)[1:].max() / 100
 
 
 FIRST, SHIFT = Positions.parse("f1"), torch.ones(8)

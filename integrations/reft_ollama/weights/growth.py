@@ -3,7 +3,8 @@
 New channels are zero in every token until something writes to them. RMSNorm takes the mean over more channels then,
 which a factor on its weight and a smaller epsilon undo: with `H` channels grown to `H'`,
 `x / sqrt(sum(x²) / H + epsilon) = sqrt(H / H') * x / sqrt(sum(x²) / H' + epsilon * H / H')`. Where token embeddings are
-multiplied by the root of the hidden size, they get that factor too.
+multiplied by the root of the hidden size, they get that factor too. So do queries and keys that are normalised for each
+head: these norms have the same epsilon and no new channels, and a smaller input makes the smaller epsilon what it was.
 
 Widths grow to a multiple of 32, or, where they were a multiple of 256 and at most a sixteenth is added, of 256: the
 block sizes of GGUF's quantisations.
@@ -26,7 +27,10 @@ from reft_plugins.errors import UnsupportedProgramError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-_READS = ("query", "key", "value")
+QUERY_AND_KEY = ("query", "key")
+"""Parts behind which Qwen3 and Gemma 3 have norms of no other width, with the same epsilon."""
+
+_READS = (*QUERY_AND_KEY, "value")
 _NEURONS = ("gate", "up")
 _NORMS = ("attention_norm", "mlp_norm", "attention_post_norm", "mlp_post_norm", "final_norm")
 PARTS = ("attention_norm", "mlp_norm", *_READS, "attention_output", "gate", "up", "mlp_output")
@@ -79,7 +83,7 @@ class Grown:
         offset = self._architecture.norm_offset if self._architecture.part_of(name) in _NORMS else 0.0
         grown = {}
         for kind, tensor in self._weights.module(name).items():
-            factor = self._factor(name) if kind == "weight" else 1.0
+            factor = self._factor(name)
             more = (0, rows // halves) if tensor.ndim == 1 else (0, columns, 0, rows // halves)
             padded = [functional.pad(factor * (half + offset), more) - offset for half in tensor.chunk(halves)]
             grown[kind] = torch.cat(padded) if halves > 1 else padded[0]
@@ -109,7 +113,8 @@ class Grown:
             return factor if architecture.scaled_embedding else 1.0
         if part == "final_norm" and architecture.scaled_embedding and f"{architecture.head}.weight" not in self.shapes:
             return 1.0
-        return factor if part in _NORMS else 1.0
+        normalised = part in QUERY_AND_KEY and architecture.query_norm is not None
+        return factor if part in _NORMS or normalised else 1.0
 
     def _added(self, module: str) -> tuple[int, int]:
         """Rows and columns a module's weight gains."""

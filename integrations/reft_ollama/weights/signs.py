@@ -12,8 +12,9 @@ root mean square of its final state, where the embedding `r` has become `a`, the
 
 `g` makes the latter outweigh what learned embeddings had as logits on the states that were measured, by `DEPTH` more.
 The norms see the square of `a`, the same in every token; `r` is so small that this is below float32's resolution,
-unless `g * a / s` would be more than a 16-bit float holds, and a smaller epsilon takes it back where all norms read
-these channels. `r` has few digits, so that every number format keeps it.
+unless `g * a / s` would be more than a 16-bit float holds, and a smaller epsilon takes it back where the residual
+stream's norms read these channels (see `reft_ollama.weights.growth` for queries and keys). `r` has few digits, so that
+every number format keeps it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from reft_ollama.architectures.base import Architecture
 from reft_ollama.weights.final_states import FinalStates
-from reft_ollama.weights.growth import Grown
+from reft_ollama.weights.growth import QUERY_AND_KEY, Grown
 from reft_ollama.weights.stack import Blocks, Weights, blocks
 from reft_plugins.errors import UnsupportedProgramError
 
@@ -83,6 +84,7 @@ class Signed:
         energy = count * (self._size * into) ** 2 / new
         if not architecture.post_norm and energy < self.config.rms_norm_eps:
             self.config.rms_norm_eps -= energy
+        self._shrunk = math.sqrt(self.config.rms_norm_eps / self._grown.config.rms_norm_eps)
         self.shapes = dict(self._grown.shapes)
         for module in (architecture.embedding, architecture.head)[: 1 if tied else 2]:
             rows, columns = self.shapes[f"{module}.weight"]
@@ -105,6 +107,8 @@ class Signed:
             weight = torch.cat(list(own["weight"]))
             weight[self._grown.hidden :] = -self._signs * self._gain - self._architecture.norm_offset
             own["weight"] = (weight,)
+        elif self._architecture.query_norm is not None and self._architecture.part_of(name) in QUERY_AND_KEY:
+            own = {kind: (self._shrunk * torch.cat(list(several)),) for kind, several in own.items()}
         return own
 
     def _marked(self, real: Iterable[Tensor]) -> Iterator[Tensor]:
