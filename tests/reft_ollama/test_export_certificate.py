@@ -113,6 +113,7 @@ def test_modelfiles_tell_the_fidelity_of_their_own_file(exported: ExportResult, 
         assert len(comments) < 10
 
 
+@pytest.mark.slow
 def test_equal_arguments_give_equal_bytes_of_every_document(
     exported: ExportResult, tiny_llama: Path, adapter: Adapter, own_text: Path, tmp_path: Path
 ) -> None:
