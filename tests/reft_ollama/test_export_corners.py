@@ -25,10 +25,12 @@ from reft_ollama.tokenizers.conversion import convert_tokenizer
 from reft_ollama.tokenizers.virtual_tokens import with_virtual_tokens
 from reft_ollama.weights.assembly import assemble
 from reft_ollama.weights.checkpoint import Checkpoint
-from reft_ollama.weights.final_states import FinalStates
+from reft_ollama.weights.final_states import FinalStates, measure_final_states
 from reft_ollama.weights.gguf_file import write_gguf
 from reft_plugins import plugins
 from reft_plugins.fidelity.comparison import Fidelity
+from reft_plugins.fidelity.reference import Reference
+from reft_plugins.fidelity.texts import Text
 from reft_plugins.positions import Positions
 from reft_plugins.program import ALL, Edit, Node, Program, Site, VirtualTokens, WeightDelta
 
@@ -158,3 +160,25 @@ def test_an_edit_is_taken_where_others_read_the_same_without_it(taken: int) -> N
     }[taken]
     others = [node for n, node in enumerate(nodes) if n != taken]
     assert ConstantPrefix((1, 5, 9), 8).split(Program(nodes)) == ([nodes[taken]], others)
+
+
+@pytest.mark.parametrize(("share", "usable"), [(0.9, True), (0.6, False)])
+def test_a_direction_has_to_be_nearly_as_good_on_states_it_was_not_found_from(share: float, usable: bool) -> None:
+    """Else it points the other way on states of rarer text, and a virtual token is generated there."""
+    states = torch.zeros(40, 8)
+    states[::2, 0], states[1::2, 0] = 1.0, share
+    assert (FinalStates(states, torch.ones(40, dtype=torch.float64)).direction is not None) is usable
+
+
+def test_final_states_are_measured_on_tokens_that_no_text_has(tmp_path: Path) -> None:
+    base = Base.of("llama", tmp_path / "base")
+    seen: list[int] = []
+    handle = base.runtime.model.get_input_embeddings().register_forward_hook(
+        lambda module, args, output: seen.extend(args[0].flatten().tolist())
+    )
+    try:
+        texts = [Text((1, *[5] * 30), 4, "one word")] * 16
+        found = measure_final_states(Reference(base.runtime, Program(())), texts, "model.norm")
+    finally:
+        handle.remove()
+    assert len(set(seen)) > 300 and len(found.sizes) > 16 * 31

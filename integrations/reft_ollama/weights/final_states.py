@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,10 @@ from reft_plugins.fidelity.texts import Text
 MAX_TOKENS = 4096
 """States that are kept at most."""
 
-MARGIN_SHARE, CHECKED_SHARE = 0.1, 0.5
+PROBES, PROBE_LENGTH = 16, 64
+"""Texts of random tokens that are run besides, for states unlike those of the texts."""
+
+MARGIN_SHARE, CHECKED_SHARE = 0.1, 0.8
 """A direction must be this good: its smallest product with a state against the best possible one, and the smallest with
 states it was not found from against the smallest with those it was."""
 
@@ -64,7 +68,7 @@ class FinalStates:
 
 
 def measure_final_states(reference: Reference, texts: Sequence[Text], norm: str) -> FinalStates:
-    """Run the adapter.
+    """Run the adapter on random tokens, and then on texts.
 
     Args:
         norm: name of the final norm.
@@ -72,7 +76,8 @@ def measure_final_states(reference: Reference, texts: Sequence[Text], norm: str)
     normalised: list[Tensor] = []
     sizes: list[Tensor] = []
     module = reference.model.get_submodule(norm)
-    for _, batch in reference.batches(texts, logits=False):
+    probes, others = reference.batches(_probes(reference, texts), logits=False), reference.batches(texts, logits=False)
+    for _, batch in chain(probes, others):
 
         def keep(_: nn.Module, args: tuple[Tensor, ...], output: Tensor, mask: Tensor = batch.mask) -> None:
             own, real = slice(-mask.shape[1], None), mask.bool()
@@ -88,3 +93,15 @@ def measure_final_states(reference: Reference, texts: Sequence[Text], norm: str)
         if sum(map(len, sizes)) >= MAX_TOKENS:
             break
     return FinalStates(torch.cat(normalised), torch.cat(sizes))
+
+
+def _probes(reference: Reference, texts: Sequence[Text]) -> list[Text]:
+    """Random tokens behind the beginnings of texts, which a program may know."""
+    generator = torch.Generator().manual_seed(0)
+    probes = []
+    for text in list(texts)[:PROBES]:
+        begun = text.tokens[: min(text.prompt_length, PROBE_LENGTH)]
+        tokens = torch.randint(reference.vocabulary, (PROBE_LENGTH,), generator=generator).tolist()
+        whole = (*begun, *tokens)[: max(PROBE_LENGTH, len(text.tokens))]
+        probes.append(Text(whole, len(begun), "random tokens"))
+    return probes

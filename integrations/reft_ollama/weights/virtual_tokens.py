@@ -6,7 +6,8 @@ never win. That row is the mean of all others, less a multiple of a direction `d
 - The mean of some numbers is never above the largest of them, so the mean row loses to some real token whatever the
   hidden state `h` is; by Jensen's inequality its probability is at most `1 / V`, that of a token drawn at random.
 - `d` has a positive product with all final hidden states that were measured while the adapter ran, and those are of
-  tokens it was not found from as well (see `FinalStates.direction`): logits are `DEPTH` below the mean there, or half.
+  tokens it was not found from as well (see `FinalStates.direction`): logits are `DEPTH` below the mean there, or most
+  of it.
   Where the product is not negative, the first sentence holds as it is.
 
 Where there is no such `d`, or the file cannot have an output layer besides the embedding, the model grows a little
@@ -30,7 +31,7 @@ from reft_ollama.weights.stack import Blocks, Shapes, Untied, Weights, blocks
 from reft_plugins.errors import UnsupportedProgramError
 
 DEPTH = 40.0
-"""How far below the mean logit a virtual token's is on the measured states, in nats; half of it on those that check."""
+"""How far below the mean logit a virtual token's is on the measured states, in nats, or four fifths of it."""
 
 
 def with_virtual_tokens(
