@@ -13,8 +13,9 @@ root mean square of its final state, where the embedding `r` has become `a`, the
 `g` makes the latter outweigh what learned embeddings had as logits on the states that were measured, by `DEPTH` more.
 The norms see the square of `a`, the same in every token; `r` is so small that this is below float32's resolution,
 unless `g * a / s` would be more than a 16-bit float holds, and a smaller epsilon takes it back where the residual
-stream's norms read these channels (see `reft_ollama.weights.growth` for queries and keys). `r` has few digits, so that
-every number format keeps it.
+stream's norms read these channels (see `reft_ollama.weights.growth` for queries and keys). The more channels there are,
+the smaller they may be: there are as many as that takes, within limits. `r` has few digits, so that every number format
+keeps it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import copy
 import math
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -33,8 +35,11 @@ from reft_ollama.weights.growth import QUERY_AND_KEY, Grown
 from reft_ollama.weights.stack import Blocks, Weights, blocks
 from reft_plugins.errors import UnsupportedProgramError
 
-CHANNELS = 32
-"""New channels at least: a block of GGUF's quantisations."""
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+CHANNELS, MOST_CHANNELS = 32, 256
+"""New channels at least, a block of GGUF's quantisations, and at most."""
 
 DEPTH = 24.0
 """How far below a logit of 0 those of virtual tokens are on the measured states."""
@@ -65,25 +70,29 @@ class Signed:
                 "layer, so that how large a virtual token's logit gets has to be measured. Leave out --no-measure"
             )
         self._architecture = architecture
-        self._grown = Grown(weights, architecture, CHANNELS, 0, written=False)
-        old, new = self._grown.hidden, self._grown.config.hidden_size
-        count = new - old
-        into = math.sqrt(new) if architecture.scaled_embedding else 1.0
+        old = int(weights.config.hidden_size)
         tied = f"{architecture.head}.weight" not in weights.shapes
         learned = embeddings.double() / (math.sqrt(old) if architecture.scaled_embedding else 1.0) * tied
         logits = (states.normalised.double() @ learned.T).amax(1).clamp_min(0)
         needed = float((states.sizes * (DEPTH + logits)).max())
-        size = math.sqrt(_ENERGY * _mean_square(weights, architecture) * old / count) / into
-        self._size = _short(max(size, needed / float(states.sizes.min()) / (count * _LARGEST)))
+        least = needed / float(states.sizes.min()) / _LARGEST
+        energy = _ENERGY * _mean_square(weights, architecture) * old
+        self._grown = Grown(
+            weights, architecture, _channels(least, energy, architecture, weights.config), 0, written=False
+        )
+        new = self._grown.config.hidden_size
+        count = new - old
+        into = math.sqrt(new) if architecture.scaled_embedding else 1.0
+        self._size = _short(max(math.sqrt(energy / count) / into, least / count))
         self._gain = _short(needed / (count * self._size**2 * into * math.sqrt(new / old)), digits=8)
         self._signs = torch.ones(count)
         self._signs[: count // 2] = -1.0
         self._rows = torch.cat([embeddings.float() / into, (self._signs * self._size).expand(len(embeddings), -1)], 1)
         self.config = copy.deepcopy(self._grown.config)
         self.config.vocab_size += len(embeddings)
-        energy = count * (self._size * into) ** 2 / new
-        if not architecture.post_norm and energy < self.config.rms_norm_eps:
-            self.config.rms_norm_eps -= energy
+        added = count * (self._size * into) ** 2 / new
+        if not architecture.post_norm and added < self.config.rms_norm_eps:
+            self.config.rms_norm_eps -= added
         self._shrunk = math.sqrt(self.config.rms_norm_eps / self._grown.config.rms_norm_eps)
         self.shapes = dict(self._grown.shapes)
         for module in (architecture.embedding, architecture.head)[: 1 if tied else 2]:
@@ -115,6 +124,16 @@ class Signed:
         for block in real:
             block[:, self._grown.hidden :] = self._size
             yield block
+
+
+def _channels(least: float, energy: float, architecture: Architecture, config: PretrainedConfig) -> int:
+    """How many channels keep within the energy, where each is at least `least` divided by their number.
+
+    Layers that add vectors need an MLP twice as wide as the residual stream (`reft_ollama.weights.adding.ByMlp`).
+    """
+    into = math.sqrt(config.hidden_size) if architecture.scaled_embedding else 1.0
+    room = (config.intermediate_size // 2 - config.hidden_size) // CHANNELS * CHANNELS
+    return max(CHANNELS, min(math.ceil((least * into) ** 2 / energy), MOST_CHANNELS, room))
 
 
 def _short(number: float, digits: int = 3) -> float:
