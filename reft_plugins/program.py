@@ -28,6 +28,17 @@ COMPONENTS = (
 )
 """Names of the places in a decoder layer, pre-norm naming; `block_output` is the residual stream after the layer."""
 
+ORDER = (
+    "block_input",
+    "attention_value_output",
+    "attention_output",
+    "mlp_residual",
+    "mlp_activation",
+    "mlp_output",
+    "block_output",
+)
+"""Components in the order in which a layer computes them; `attention_residual` is `block_input`."""
+
 ACTIVATIONS = ("identity", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "leaky_relu", "elu")
 """Element-wise functions an `Edit` may apply in its low-rank space, by the field's names."""
 

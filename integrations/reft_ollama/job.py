@@ -263,7 +263,6 @@ class Job:
 
     def judge(self) -> None:
         """Warn of what the file costs or does not do, and of what was measured and should be better."""
-        self.warnings += self.architecture.warnings(self.weights.config)
         self.warnings += getattr(self.weights, "warnings", [])
         if not self.plan.exact and not all(evaluation.on_target for evaluation in self.evaluations.values()):
             advice = "; --distill may bring it closer" if self.strategy in ("low-rank", "merged") else ""

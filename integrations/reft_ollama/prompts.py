@@ -54,6 +54,9 @@ def prepare_prompts(program: Program, architecture: Architecture, tokenizer: Any
 
 def _marked(program: Program, tokenizer: Any, plain: Prompts) -> Prompts | None:
     converted, chat = plain.tokenizer, plain.chat
+    bound = constant_beginning(tokenizer, chat, converted.add_bos, thorough=False)
+    if not any(bound.holds(edit.positions) for edit in program.edits):
+        return None
     prefix = constant_beginning(tokenizer, chat, converted.add_bos)
     mine, others = prefix.split(program)
     if not mine:

@@ -9,7 +9,7 @@ from torch import nn
 
 from reft_plugins.errors import AdapterError, UnsupportedProgramError
 from reft_plugins.layers import decoder_layers
-from reft_plugins.program import COMPONENTS, canonical
+from reft_plugins.program import COMPONENTS, ORDER, canonical
 from reft_transformers.architectures import (
     ATTENTION_NAMES,
     DOWN_NAMES,
@@ -19,17 +19,6 @@ from reft_transformers.architectures import (
     Layout,
 )
 from reft_transformers.structure import search
-
-ORDER = (
-    "block_input",
-    "attention_value_output",
-    "attention_output",
-    "mlp_residual",
-    "mlp_activation",
-    "mlp_output",
-    "block_output",
-)
-"""Components in the order in which a layer computes them; `attention_residual` is `block_input`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

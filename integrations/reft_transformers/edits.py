@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor, nn
 
 from reft_plugins.errors import UnsupportedProgramError
-from reft_plugins.program import Edit, canonical
-from reft_transformers.components import ORDER, Components, Place
+from reft_plugins.program import ORDER, Edit, canonical
+from reft_transformers.components import Components, Place
 from reft_transformers.hooks import Hook, on_input, on_output
 from reft_transformers.nodes import edit_tokens
 from reft_transformers.tokens import Group, Tokens

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from reft_plugins.errors import AdapterError, UnsupportedProgramError
 from reft_plugins.positions import Positions
-from reft_plugins.program import Edit, Program, Site
-from reft_transformers.components import ORDER
+from reft_plugins.program import ORDER, Edit, Program, Site
 from reft_transformers.executor import Executor
 
 IDS = torch.tensor([[5, 9, 33, 7, 80, 12, 41, 3], [17, 4, 60, 22, 9, 0, 0, 0]])

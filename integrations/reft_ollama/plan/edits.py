@@ -20,7 +20,7 @@ from reft_ollama.weights.adding import can_add_vectors
 from reft_plugins.fitting.affine import AffineEdit, compose, is_affine
 from reft_plugins.fitting.merged import ScaledNorm
 from reft_plugins.fitting.updates import AffineInput, AffineOutput, AffineRows, Update
-from reft_plugins.program import Edit, canonical
+from reft_plugins.program import ORDER, Edit, canonical
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -35,16 +35,6 @@ STREAM = {"mlp_residual": "attention_output", "block_output": "mlp_output"}
 """Components that it is added to."""
 
 NORMS = {"attention_output": "attention_post_norm", "mlp_output": "mlp_post_norm"}
-
-_ORDER = (
-    "block_input",
-    "attention_value_output",
-    "attention_output",
-    "mlp_residual",
-    "mlp_activation",
-    "mlp_output",
-    "block_output",
-)
 
 
 @dataclass(slots=True)
@@ -74,7 +64,7 @@ def sort_edits(edits: Sequence[Edit], architecture: Architecture, config: Pretra
     sites: dict[tuple[int, str], list[Edit]] = {}
     for edit in edits:
         sites.setdefault(_site(edit), []).append(edit)
-    for layer, component in sorted(sites, key=lambda site: (site[0], _ORDER.index(site[1]))):
+    for layer, component in sorted(sites, key=lambda site: (site[0], ORDER.index(site[1]))):
         sorter.sort(layer, component, sites[layer, component])
     return sorter.found
 

@@ -17,13 +17,15 @@ _IF = re.compile(r"\{\{-?\s*if [^}]*\}\}")
 _ELSE = re.compile(r"\{\{-?\s*else\s*-?\}\}")
 
 
-def constant_beginning(tokenizer: Any, template: ChatTemplate, add_bos: bool) -> ConstantPrefix:
+def constant_beginning(tokenizer: Any, template: ChatTemplate, add_bos: bool, thorough: bool = True) -> ConstantPrefix:
     """The token ids that every prompt begins with: with and without a system message, of one turn or several.
 
     Args:
         tokenizer: of transformers; add_bos: whether the runtime puts BOS in front of what the template renders.
+        thorough: try the texts of all tokens; without, what is found is an upper bound, and found at once.
     """
-    return ConstantPrefix.of(_ids(tokenizer, _prompts(template.text, tokenizer), add_bos))
+    contents = _contents(tokenizer) if thorough else CONTENTS
+    return ConstantPrefix.of(_ids(tokenizer, _prompts(template.text, contents), add_bos))
 
 
 def begin_with(
@@ -39,14 +41,15 @@ def begin_with(
     """
     own = list(tokens[1:]) if add_bos else list(tokens)
     removed = tokenizer.decode(own, skip_special_tokens=False, clean_up_tokenization_spaces=False) if own else ""
-    prompts = _prompts(template.text, tokenizer)
+    contents = _contents(tokenizer)
+    prompts = _prompts(template.text, contents)
     rests = [text.removeprefix(removed) for text in prompts]
     wanted = [ids[len(tokens) :] for ids in _ids(tokenizer, prompts, add_bos)]
     if not all(text.startswith(removed) for text in prompts) or _ids(tokenizer, rests, add_bos=False) != wanted:
         return None
     front = "".join(names)
     text = go_template.literal(front) + _without(template.text, removed)
-    same = _prompts(text, tokenizer) == [front + rest for rest in rests]
+    same = _prompts(text, contents) == [front + rest for rest in rests]
     return ChatTemplate(text, template.end_of_answer, list(template.warnings)) if same else None
 
 
@@ -68,9 +71,12 @@ def jinja_begin_with(tokenizer: Any, template: str | None, tokens: Sequence[int]
     return None
 
 
-def _prompts(template: str, tokenizer: Any) -> list[str]:
+def _contents(tokenizer: Any) -> list[str]:
     single = tokenizer.batch_decode([[token] for token in range(len(tokenizer))], clean_up_tokenization_spaces=False)
-    contents = [*CONTENTS, *dict.fromkeys(filter(None, single))]
+    return [*CONTENTS, *dict.fromkeys(filter(None, single))]
+
+
+def _prompts(template: str, contents: Sequence[str]) -> list[str]:
     if NO_CHAT in template:
         return [go_template.render(template, {"Prompt": content}) for content in contents]
     return [go_template.chat(template, messages) for messages in _conversations(contents)]
