@@ -29,7 +29,7 @@ def reft_list_adapters() -> list[str]:
 
 @hookimpl
 def reft_register_commands(cli: click.Group) -> None:
-    from adapters_store.command import store
+    from adapters_store.commands import store
 
     cli.add_command(store)
 

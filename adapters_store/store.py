@@ -14,20 +14,21 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from adapters_store import checkouts, contents, verify
-from adapters_store.blobs import Blobs
-from adapters_store.files import (
+from adapters_store.layout import checkouts, contents
+from adapters_store.layout.blobs import Blobs
+from adapters_store.layout.files import (
     ensure_directory,
     explained,
     partial_file,
     settle,
     sync_directory,
 )
-from adapters_store.index import Index, read_index
+from adapters_store.layout.index import Index, read_index
+from adapters_store.layout.oci import BASE, CREATED, LAYOUT, MAX_INDEX_BYTES, METHOD, SIZE, Descriptor
 from adapters_store.location import INDEX_FILE, LAYOUT_FILE, default_path, is_store
-from adapters_store.oci import BASE, CREATED, LAYOUT, MAX_INDEX_BYTES, METHOD, SIZE, Descriptor
 from adapters_store.records import Details, Record, Report
 from adapters_store.references import Reference, parse_tag
+from adapters_store.upkeep import verification
 from reft_plugins.errors import StoreError
 
 LOCK_FILE = ".lock"
@@ -94,7 +95,7 @@ class Store:
                 f"{root}: no store there. Make one with `reft store init`, "
                 "or name another folder with REFT_STORE or --store"
             )
-        for problem in verify.layout_problems(root) if check else ():
+        for problem in verification.layout_problems(root) if check else ():
             raise StoreError(str(problem))
         return cls(root)
 
@@ -201,7 +202,7 @@ class Store:
         Returns:
             All problems, not only the first.
         """
-        return verify.verify(self.root, progress)
+        return verification.verify(self.root, progress)
 
     def _check_out(self, index: Index, reference: Reference) -> Path:
         _, descriptor = index.select(reference)

@@ -12,7 +12,7 @@ from adapter_variants import flip_bit
 from click.testing import CliRunner, Result
 
 from adapters_store import Store
-from adapters_store.command import store as group
+from adapters_store.commands import store as group
 from reft_plugins.errors import ReftError
 
 Invoke = Callable[..., Result]
@@ -145,12 +145,12 @@ def test_nothing_here_imports_torch(adapters: list[Path], tmp_path: Path) -> Non
     program = f"""
 import sys
 from pathlib import Path
-import adapters_store.plugin, adapters_store.command
+import adapters_store.plugin, adapters_store.commands
 light = set(sys.modules)
 assert not light & {{"torch", "pydantic", "numpy", "safetensors", "filelock", "rich.table"}}, light
 from adapters_store import Store
 from adapters_store.resolve import resolve
-from adapters_store.command import store
+from adapters_store.commands import store
 made = Store.init({str(tmp_path / "store")!r})
 made.add({str(adapters[0])!r}, "a:x")
 assert made.verify().ok

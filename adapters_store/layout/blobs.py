@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from adapters_store.files import (
+from adapters_store.layout.files import (
     check_directory,
     copy_hashed,
     ensure_directory,
@@ -21,7 +21,7 @@ from adapters_store.files import (
     settle,
     sync_directory,
 )
-from adapters_store.oci import Descriptor
+from adapters_store.layout.oci import Descriptor
 from reft_plugins.errors import StoreError
 
 _SHA256 = re.compile(r"sha256:([0-9a-f]{64})")

@@ -14,8 +14,8 @@ from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
-from adapters_store.files import read_at_most
-from adapters_store.oci import INDEX_TYPE, MANIFEST_TYPE, MAX_INDEX_BYTES, REF_NAME, Descriptor, ImageIndex
+from adapters_store.layout.files import read_at_most
+from adapters_store.layout.oci import INDEX_TYPE, MANIFEST_TYPE, MAX_INDEX_BYTES, REF_NAME, Descriptor, ImageIndex
 from adapters_store.references import Reference
 from reft_plugins.errors import StoreError, UnknownReferenceError
 

@@ -7,13 +7,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from adapters_store import checkouts
-from adapters_store.blobs import Blobs
-from adapters_store.contents import Contents, check_header, disagreements, read_adapter_manifest, read_image
-from adapters_store.files import PARTIAL, check_directory, copy_hashed, open_regular, read_at_most
-from adapters_store.index import Index
+from adapters_store.layout import checkouts
+from adapters_store.layout.blobs import Blobs
+from adapters_store.layout.contents import Contents, check_header, disagreements, read_adapter_manifest, read_image
+from adapters_store.layout.files import PARTIAL, check_directory, copy_hashed, open_regular, read_at_most
+from adapters_store.layout.index import Index
+from adapters_store.layout.oci import LAYOUT, MAX_INDEX_BYTES, REF_NAME, SIZE, Descriptor, LayoutMarker
 from adapters_store.location import INDEX_FILE, LAYOUT_FILE
-from adapters_store.oci import LAYOUT, MAX_INDEX_BYTES, REF_NAME, SIZE, Descriptor, LayoutMarker
 from adapters_store.records import Problem, Report
 from adapters_store.references import Reference
 from reft_plugins.errors import ReftError, StoreError

@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from adapters_store.blobs import Blobs
-from adapters_store.files import (
+from adapters_store.layout.blobs import Blobs
+from adapters_store.layout.files import (
     PARTIAL,
     check_directory,
     copy_hashed,
@@ -20,7 +20,7 @@ from adapters_store.files import (
     settle,
     unique_name,
 )
-from adapters_store.oci import Descriptor
+from adapters_store.layout.oci import Descriptor
 from reft_plugins.errors import StoreError
 
 CHECKOUTS = "checkouts"

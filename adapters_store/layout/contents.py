@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters_store.blobs import Blobs, StagedBlob
-from adapters_store.files import explained
-from adapters_store.oci import (
+from adapters_store.layout.blobs import Blobs, StagedBlob
+from adapters_store.layout.files import explained
+from adapters_store.layout.oci import (
     ARTIFACT_TYPE,
     BASE,
     BASE_FINGERPRINT,

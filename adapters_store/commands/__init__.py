@@ -1,0 +1,25 @@
+"""`reft store`: the store on the command line. A module per topic; each lists its commands in `COMMANDS`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+_TOPICS = ("publishing", "listing", "upkeep")
+
+
+@click.group("store")
+def store() -> None:
+    """Keep adapters in a versioned, verified store.
+
+    The store is an OCI image layout in one folder: --store, else REFT_STORE, else reft/store in your data folder.
+    References are NAME:TAG (moves), NAME@vN and NAME@sha256:DIGEST (never change).
+
+    Example: reft store add my-adapter sentiment:latest
+    """
+
+
+for _topic in _TOPICS:
+    for _command in import_module(f"{__name__}.{_topic}").COMMANDS:
+        store.add_command(_command)

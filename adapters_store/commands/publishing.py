@@ -1,0 +1,70 @@
+"""Commands that write to the store."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import click
+
+from adapters_store.commands.options import new_reference, open_store, print_record, reference, store_options
+from adapters_store.references import Reference
+from reft_plugins.errors import StoreError
+
+
+@click.command("init")
+@store_options
+def init(path: Path | None, as_json: bool) -> None:
+    """Make an empty store; one that is already there is left as it is.
+
+    Example: REFT_STORE=adapters reft store init
+    """
+    from adapters_store.store import Store
+
+    made = Store.init(path)
+    click.echo(json.dumps({"store": str(made.root)}) if as_json else f"store at {made.root}")
+
+
+@click.command("add")
+@click.argument("directory", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("target", metavar="NAME[:TAG]", callback=new_reference)
+@store_options
+def add(directory: Path, target: str, path: Path | None, as_json: bool) -> None:
+    """Publish an adapter directory as the next version of NAME, and point TAG to it.
+
+    The same content under the same name is one version, however often it is added.
+
+    Example: reft store add my-adapter sentiment:latest
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        record = open_store(path).add(directory, target)
+    for warning in caught:
+        click.echo(f"reft: warning: {warning.message}", err=True)
+    print_record(record, "added" if record.added else "already there:", as_json)
+
+
+@click.command("tag")
+@click.argument("ref", metavar="REF", callback=reference)
+@click.argument("new_tag", metavar="NEWTAG")
+@store_options
+def tag(ref: str, new_tag: str, path: Path | None, as_json: bool) -> None:
+    """Point NEWTAG to the version that REF means now; an existing tag moves there.
+
+    Example: reft store tag sentiment@v3 prod
+    """
+    from adapters_store.references import parse_tag
+
+    try:
+        parse_tag(new_tag, Reference.parse(ref).name)
+    except StoreError as error:
+        raise click.BadParameter(str(error), param_hint="NEWTAG") from None
+    print_record(open_store(path).tag(ref, new_tag), "tagged", as_json)
+
+
+COMMANDS = (
+    init,
+    add,
+    tag,
+)
