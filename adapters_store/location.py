@@ -11,9 +11,17 @@ INDEX_FILE = "index.json"
 
 
 def default_path() -> Path:
-    """`REFT_STORE`, else `reft/store` in `XDG_DATA_HOME` or `~/.local/share`."""
+    """`REFT_STORE`, else what the configuration says, else `reft/store` in `XDG_DATA_HOME` or `~/.local/share`.
+
+    Raises:
+        StoreError: when the configuration cannot be read.
+    """
     if chosen := os.environ.get(VARIABLE):
         return Path(chosen).expanduser()
+    from adapters_store.configuration import configuration
+
+    if configured := configuration().store:
+        return configured
     data = os.environ.get("XDG_DATA_HOME", "")
     return (Path(data) if os.path.isabs(data) else Path.home() / ".local" / "share") / "reft" / "store"
 

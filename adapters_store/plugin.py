@@ -36,13 +36,6 @@ def reft_register_commands(cli: click.Group) -> None:
 
 @hookimpl
 def reft_diagnose(report: Report) -> None:
-    from adapters_store.location import VARIABLE, default_path, is_store
-    from reft_plugins.diagnosis import Finding
+    from adapters_store.diagnosis import diagnose
 
-    path = default_path()
-    if is_store(path):
-        report(Finding("store", "ok", str(path)))
-    else:
-        report(
-            Finding("store", "missing", f"none at {path}", f"reft store init, or set {VARIABLE} to a store's folder")
-        )
+    diagnose(report)
