@@ -84,3 +84,12 @@ def test_the_plot_is_a_picture(tiny_llama: Path, tmp_path: Path) -> None:
     assert plot_angles([], tmp_path / "none.svg").read_text().lstrip().startswith("<?xml")
     with pytest.raises(ReftError, match="format"):
         plot_angles(found, tmp_path / "angles.unknown")
+
+
+def test_tiny_angles_are_measured() -> None:
+    turned = math.radians(1e-6)
+    one, other = torch.eye(6, dtype=torch.float64)[:2], torch.zeros(2, 6, dtype=torch.float64)
+    other[0, 0], other[0, 2], other[1, 1] = math.cos(turned), math.sin(turned), 1.0
+    found = by_space(overlap({"a": Program((edit(one),)), "b": Program((edit(other),))}))["writes"]
+    assert found.angles == pytest.approx((0, 1e-6), rel=1e-6, abs=1e-12)
+    assert math.degrees(math.acos(math.cos(turned))) != pytest.approx(1e-6, rel=1e-6), "which a cosine cannot tell"
