@@ -126,17 +126,30 @@ def read_certificate(path: Path) -> Certificate:
     """
     path = path / CERTIFICATE_FILE if path.is_dir() else path
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        text = path.read_bytes()
+    except OSError as error:
         raise DataError(f"{path}: cannot read the certificate of an export: {error}") from None
+    return parse_certificate(text, str(path))
+
+
+def parse_certificate(text: bytes, where: str) -> Certificate:
+    """Read the UTF-8 text of a certificate; `where` is named in errors.
+
+    Raises:
+        DataError: it is malformed, or of another schema.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: cannot read the certificate of an export: {error}") from None
     if isinstance(content, dict):
         content.pop("fidelity", None)
     try:
         return Certificate.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the document"
-        raise DataError(f"{path}: not a certificate of schema {SCHEMA}: {where}: {first['msg']}") from None
+        field = ".".join(map(str, first["loc"])) or "the document"
+        raise DataError(f"{where}: not a certificate of schema {SCHEMA}: {field}: {first['msg']}") from None
 
 
 def moved(certificate: Certificate, exported_to: str, names: Mapping[str, str]) -> Certificate:

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from reft_plugins.fidelity.certificate import Certificate
 from reft_plugins.fidelity.comparison import TARGET_KL, TARGET_TOP1
 from reft_plugins.fidelity.evaluation import Evaluation
-
-SETTINGS: dict[Any, Any] = {
-    "svg.hashsalt": "reft-plugins",
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.6,
-}
-"""Of matplotlib; text stays text, so that the reader's own fonts show it."""
+from reft_plugins.pictures import svg
 
 EXPORT, BASE = "#2458a6", "#b9b9b9"
 OTHERS = ("#d9822b", "#3a8f5c", "#a14a8a", "#7a6a4f", "#c0392b")
@@ -41,28 +26,16 @@ def draw(certificate: Certificate) -> dict[str, str]:
     measured = certificate.measured
     if not measured:
         return {}
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        return {}
     first = measured[0][1]
     pictures: dict[str, Callable[[Any], None]] = {}
     if first.layers:
         pictures[BY_LAYER] = lambda axes: _layers(axes, first)
     pictures[BY_POSITION] = lambda axes: _positions(axes, measured_names(certificate))
     pictures[BY_SOURCE] = lambda axes: _sources(axes, first)
-    drawn = {}
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(SETTINGS)
-        for title, paint in pictures.items():
-            figure = Figure(figsize=(6.4, 2.9), layout="constrained")
-            paint(figure.subplots())
-            target = io.StringIO()
-            figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
-            drawn[title] = target.getvalue()
-    return drawn
+    try:
+        return {title: svg(paint) for title, paint in pictures.items()}
+    except ImportError:
+        return {}
 
 
 def measured_names(certificate: Certificate) -> list[tuple[str, Evaluation]]:
