@@ -28,6 +28,13 @@ def reft_list_adapters() -> list[str]:
 
 
 @hookimpl
+def reft_complete_reference(incomplete: str) -> list[str]:
+    from adapters_store.completion import candidates
+
+    return candidates(incomplete)
+
+
+@hookimpl
 def reft_register_commands(cli: click.Group) -> None:
     from adapters_store.commands import store
 

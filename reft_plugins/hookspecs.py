@@ -56,6 +56,11 @@ def reft_list_adapters() -> Iterable[str] | None:
 
 
 @hookspec
+def reft_complete_reference(incomplete: str) -> Iterable[str] | None:
+    """Complete a reference that is being typed in a shell: what may stand there, or None. Has to be fast."""
+
+
+@hookspec
 def reft_lower(adapter: Adapter, program: Program) -> Program | None:
     """See or rewrite the program an adapter lowers to (composition, scaling, safety limits)."""
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from reft_plugins.cli.completion import named_references
+
 if TYPE_CHECKING:
     from reft_plugins.program import Program
 
@@ -21,7 +23,14 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 @click.command("serve", context_settings=_FORWARDED)
 @click.argument("base")
-@click.option("--adapter", "adapters", multiple=True, metavar="NAME=REF", help="Serve REF as model NAME; repeatable.")
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="NAME=REF",
+    shell_complete=named_references,
+    help="Serve REF as model NAME; repeatable.",
+)
 @click.option("--sites", help="What adapters may change, of the model's parts: 'all' or names [default: see above].")
 @click.option("--max-loras", type=int, help="Adapters in one batch [default: at most 8, without LoRA weights 32].")
 @click.option("--max-lora-rank", type=int, help="Largest rank of LoRA weights [default: the adapters', at least 16].")

@@ -23,6 +23,7 @@ _BUILT_IN = {
     "plugins": "reft_plugins.cli.plugins",
     "doctor": "reft_plugins.cli.doctor",
     "export": "reft_plugins.cli.export",
+    "completion": "reft_plugins.cli.completion",
 }
 
 

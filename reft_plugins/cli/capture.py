@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from reft_plugins.cli.completion import references
+
 
 @click.command("capture")
 @click.argument("base")
@@ -19,7 +21,11 @@ import click
 @click.option("--sites", required=True, help="Layers and components: 3:block_output,7:mlp_output; 3 is 3:block_output.")
 @click.option("--positions", default="l1", show_default=True, help="Which tokens: all, prompt, f2+l1, [0,-1], ….")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="File for the activations, safetensors.")
-@click.option("--adapter", help="Path or store reference of an adapter to run the prompts under.")
+@click.option(
+    "--adapter",
+    shell_complete=references,
+    help="Path or store reference of an adapter to run the prompts under.",
+)
 @click.option("--pool", type=click.Choice(["mean", "last"]), help="One row per prompt.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
 @click.option("--dtype", default="float32", show_default=True, help="Of the base: float32, bfloat16, float16.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from reft_plugins.cli.common import refuse_existing
+from reft_plugins.cli.completion import references
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +29,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str | No
 
 
 @click.command("compose")
-@click.argument("adapters", nargs=-1, required=True)
+@click.argument("adapters", nargs=-1, required=True, shell_complete=references)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the result; without it, only the report.")
 @click.option("--weights", callback=_numbers, help="One number for each adapter, 1 by default; -1 negates.")
 @click.option("--base", help="The base model, where its weights are needed: DoRA, whole new weights.")

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from reft_plugins.cli.completion import references
+
 LORA = "peft-lora"
 
 _FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
@@ -30,7 +32,7 @@ def _rank(context: click.Context, parameter: click.Parameter, text: str | None) 
 
 
 @click.command("convert")
-@click.argument("adapter")
+@click.argument("adapter", shell_complete=references)
 @click.option("--to", "target", required=True, help=f"The library whose files to write: peft, pyreft, …; or {LORA}.")
 @click.option("--base", help="The base model, where the files of the other library hold weights of it.")
 @click.option(

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from reft_plugins.cli.completion import references
+
 
 @click.command("features")
 @click.argument("base")
@@ -20,7 +22,11 @@ import click
     show_default=True,
     help="Over tokens.",
 )
-@click.option("--adapter", help="Path or store reference of an adapter that works while texts are read.")
+@click.option(
+    "--adapter",
+    shell_complete=references,
+    help="Path or store reference of an adapter that works while texts are read.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Write the features: .safetensors or .npz.")
 @click.option("--classifier", type=click.Choice(["logistic"]), help="Fit it and report held-out accuracy.")
 @click.option(

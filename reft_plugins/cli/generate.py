@@ -7,12 +7,19 @@ import json
 import click
 
 from reft_plugins.cli.common import key_values
+from reft_plugins.cli.completion import references
 
 
 @click.command("generate")
 @click.argument("base")
 @click.option("--prompt", "prompts", multiple=True, required=True, help="May be given several times: one batch.")
-@click.option("--adapter", "adapters", multiple=True, help="Path or store reference: one for all prompts, or one each.")
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    shell_complete=references,
+    help="Path or store reference: one for all prompts, or one each.",
+)
 @click.option("--runtime", "runtime_name", default="transformers", show_default=True, help="transformers, vllm, ….")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 is greedy.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from reft_plugins.cli.completion import references
 from reft_plugins.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command("inspect")
-@click.argument("reference")
+@click.argument("reference", shell_complete=references)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(reference: str, as_json: bool) -> None:
     """Show what an adapter is: method, base model, sites, size, training. Checks the digest of its tensors.

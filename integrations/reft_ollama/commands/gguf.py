@@ -9,12 +9,13 @@ from typing import Any
 import click
 
 from reft_ollama.commands.options import model_options
+from reft_plugins.cli.completion import references
 
 _SMALL_FORMATS = ("f32", "f16", "bf16")
 
 
 @click.command("gguf")
-@click.argument("reference")
+@click.argument("reference", shell_complete=references)
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="File (NAME.gguf) or directory to write to."
 )

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from reft_ollama.commands.options import model_options
+from reft_plugins.cli.completion import references
 
 if TYPE_CHECKING:
     from reft_ollama.batch import Outcome
 
 
 @click.command("ollama")
-@click.argument("reference", required=False)
+@click.argument("reference", required=False, shell_complete=references)
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Directory to write to.")
 @click.option("--all", "every", is_flag=True, help="Every tag of the store, or of the one NAME, that is for this base.")
 @model_options
