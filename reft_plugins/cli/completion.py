@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import Any
 
 import click
 from click.shell_completion import (
@@ -74,9 +75,9 @@ def references(context: click.Context, parameter: click.Parameter, incomplete: s
 
     found: list[str] = []
     for implementation in manager().hook.reft_complete_reference.get_hookimpls():
-        complete: Callable[[str], Iterable[str] | None] = implementation.function
         try:
-            found += complete(incomplete) or ()
+            offered: Any = implementation.function(incomplete)
+            found += offered or ()
         except Exception:
             continue  # nothing may be written into the line that is being typed
     return items(found, incomplete) or [CompletionItem(incomplete, type="dir")]
