@@ -28,7 +28,7 @@ def print_records(records: Iterable[Record]) -> None:
     for record in records:
         table.add_row(
             *map(
-                _text,
+                plain,
                 (
                     record.name,
                     f"v{record.version}",
@@ -40,7 +40,7 @@ def print_records(records: Iterable[Record]) -> None:
                 ),
             )
         )
-    _console().print(table)
+    console().print(table)
 
 
 def print_details(details: Details) -> None:
@@ -68,8 +68,8 @@ def print_details(details: Details) -> None:
         ),
     ):
         if value:
-            table.add_row(_text(label), _text(value))
-    _console().print(table)
+            table.add_row(plain(label), plain(value))
+    console().print(table)
 
 
 @contextmanager
@@ -83,11 +83,12 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def _console() -> Console:
+def console() -> Console:
+    """As wide as the terminal; lines are never broken where the output is piped."""
     return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
 
 
-def _text(value: str) -> Text:
+def plain(value: str) -> Text:
     """Plain text: an adapter's fields may hold neither markup nor control sequences of a terminal."""
     return Text("".join(character if character.isprintable() else "?" for character in value))
 
