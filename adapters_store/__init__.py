@@ -15,12 +15,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adapters_store.records import Details, Problem, Record, Report
+    from adapters_store.layout.attachments import Attachment
+    from adapters_store.records import Collected, Details, Event, Problem, Record, Report
     from adapters_store.references import Reference
     from adapters_store.store import Store
 
 _WHERE = {
+    "Attachment": "layout.attachments",
+    "Collected": "records",
     "Details": "records",
+    "Event": "records",
     "Problem": "records",
     "Record": "records",
     "Reference": "references",
@@ -28,7 +32,7 @@ _WHERE = {
     "Store": "store",
 }
 
-__all__ = ["Details", "Problem", "Record", "Reference", "Report", "Store"]
+__all__ = ["Attachment", "Collected", "Details", "Event", "Problem", "Record", "Reference", "Report", "Store"]
 
 
 def __getattr__(name: str) -> Any:

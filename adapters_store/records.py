@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ class Record:
         size: bytes of `adapter.json` and `adapter.safetensors` together.
         created: when the version was added, RFC 3339 in UTC; None when another program put it into the store.
         store: the store's folder.
+        metrics: of the training record, by name.
         added: True only in the answer of the `add` that made this version.
     """
 
@@ -34,6 +36,7 @@ class Record:
     size: int
     created: str | None
     store: Path
+    metrics: Mapping[str, float] = field(default_factory=dict)
     added: bool = False
 
     @property
@@ -43,7 +46,9 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"reference": self.reference, **asdict(self), "tags": list(self.tags), "store": str(self.store)}
+        facts = {each.name: getattr(self, each.name) for each in fields(self)}
+        changed = {"tags": list(self.tags), "store": str(self.store), "metrics": dict(self.metrics)}
+        return {"reference": self.reference, **facts, **changed}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,57 @@ class Details:
         """For JSON."""
         adapter = self.manifest.document()
         return {**self.record.to_dict(), "adapter": adapter, "manifest": self.image_manifest}
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One change of a store, as its history tells it.
+
+    Attributes:
+        at: RFC 3339 in UTC, by the clock of the machine that made it.
+        by: `user@host`, or what `REFT_AUTHOR` said.
+        action: `version`, `tag`, `untag`, `remove`, `attach` or `detach`.
+        name, version, tag: of what changed, where it has them.
+        digest: of the version, or of the attached manifest.
+    """
+
+    at: str
+    by: str
+    action: str
+    name: str | None
+    version: int | None
+    tag: str | None
+    digest: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What `Store.gc` removed, or would remove.
+
+    Attributes:
+        blobs, bytes: blobs that nothing refers to, and their size.
+        checkouts: folders of versions that are gone.
+        partial: files that were never finished.
+        kept: blobs that nothing refers to, but which are too young, or were referred to too lately.
+        held: folders that a reader holds.
+        dry_run: True when nothing was removed.
+    """
+
+    blobs: int
+    bytes: int
+    checkouts: int
+    partial: int
+    kept: int
+    held: int
+    dry_run: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +133,7 @@ class Report:
 
     versions: int
     tags: int
+    attachments: int
     blobs: int
     bytes: int
     unreferenced: int

@@ -17,6 +17,7 @@ _TAG = r"[A-Za-z0-9]+(?:(?:[._-]|--)[A-Za-z0-9]+)*"
 _REFERENCE = re.compile(
     rf"(?P<name>{_NAME})(?::(?P<tag>{_TAG})|@v(?P<version>[1-9][0-9]{{0,8}})|@(?P<digest>sha256:[0-9a-f]{{64}}))?"
 )
+_VERSION_TAG = re.compile("v([1-9][0-9]{0,8})")
 _RULES = (
     "Write name:tag, name@v3 or name@sha256:<64 digits>. Names are lower-case letters and digits, tags any letters and "
     "digits, separated by single '.', '_', '-' (names also by '/'); at most "
@@ -60,6 +61,12 @@ class Reference:
         if self.version is not None:
             return f"{self.name}@v{self.version}"
         return f"{self.name}@{self.digest}" if self.digest is not None else self.name
+
+    @property
+    def tag_as_version(self) -> int | None:
+        """The version that a tag such as `v3` means where nothing is tagged so, as registries know versions."""
+        match = _VERSION_TAG.fullmatch(self.tag or "")
+        return int(match[1]) if match else None
 
     @property
     def exact(self) -> bool:

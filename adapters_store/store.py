@@ -4,36 +4,46 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from adapters_store.layout import checkouts, contents
+from adapters_store.filters import Filter
+from adapters_store.layout import attachments, checkouts, contents
+from adapters_store.layout.attachments import Attachment
 from adapters_store.layout.blobs import Blobs
-from adapters_store.layout.files import (
-    ensure_directory,
-    explained,
-    partial_file,
-    settle,
-    sync_directory,
+from adapters_store.layout.entries import IndexEntry
+from adapters_store.layout.facts import record_of
+from adapters_store.layout.files import ensure_directory, explained, sync_directory
+from adapters_store.layout.history import (
+    HISTORY_FILE,
+    Attached,
+    Change,
+    Detached,
+    Removed,
+    Tagged,
+    Untagged,
+    Versioned,
 )
-from adapters_store.layout.index import Index, read_index
-from adapters_store.layout.oci import BASE, CREATED, LAYOUT, MAX_INDEX_BYTES, METHOD, SIZE, Descriptor
+from adapters_store.layout.index import Index
+from adapters_store.layout.ledger import ledger_of, replace_file
+from adapters_store.layout.locks import locked
+from adapters_store.layout.oci import CREATED, LAYOUT, Descriptor
 from adapters_store.location import INDEX_FILE, LAYOUT_FILE, default_path, is_store
-from adapters_store.records import Details, Record, Report
+from adapters_store.records import Collected, Details, Event, Record, Report
 from adapters_store.references import Reference, parse_tag
-from adapters_store.upkeep import verification
-from reft_plugins.errors import StoreError
+from adapters_store.upkeep import collection, events, recovery, verification
+from reft_plugins.errors import StoreError, UnknownReferenceError, VersionConflictError
 
-LOCK_FILE = ".lock"
-LOCK_TIMEOUT_SECONDS = 60.0
-_LOCK_POLL_SECONDS = 0.005
+WRITER_LOCK = ".lock"
+CONTENT_LOCK = ".content-lock"
+"""Shared by whoever adds content, exclusive for whoever removes it."""
+LEASES = "leases"
+_BEGUN = {"blobs", ".partial", INDEX_FILE, WRITER_LOCK, CONTENT_LOCK}
+"""What an `init` that was interrupted may have left."""
 
 
 class Store:
@@ -45,7 +55,8 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._blobs = Blobs(root)
+        self.blobs = Blobs(root)
+        self._ledger = ledger_of(root)
 
     @classmethod
     def init(cls, path: Path | str | None = None) -> Store:
@@ -61,19 +72,19 @@ class Store:
         if not is_store(root):
             with explained("make the store", root):
                 root.mkdir(parents=True, exist_ok=True)
-                foreign = {each.name for each in root.iterdir()} - {"blobs", ".partial", INDEX_FILE, LOCK_FILE}
+                foreign = {each.name for each in root.iterdir()} - _BEGUN
             if foreign:
                 raise StoreError(
                     f"{root}: holds other files ({sorted(foreign)[0]!r}, …). A store needs an empty folder"
                 )
         store = cls(root)
-        with store._locked():
+        with store._changing():
             ensure_directory(root / "blobs")
-            ensure_directory(store._blobs.directory)
+            ensure_directory(store.blobs.directory)
             if not os.path.lexists(root / INDEX_FILE):
-                store._replace(INDEX_FILE, Index.empty().document.to_json())
+                replace_file(root / INDEX_FILE, Index().document(0))
             if not os.path.lexists(root / LAYOUT_FILE):
-                store._replace(LAYOUT_FILE, json.dumps(LAYOUT).encode())
+                replace_file(root / LAYOUT_FILE, json.dumps(LAYOUT).encode())
             with explained("make the store", root):
                 sync_directory(root.parent)
         return cls.open(root)
@@ -117,34 +128,154 @@ class Store:
         target = Reference.parse(reference)
         if target.version is not None or target.digest is not None:
             raise StoreError(f"{reference}: versions and digests cannot be chosen. Write name or name:tag")
-        descriptor, packed = contents.pack(Path(directory), self._blobs)
-        facts = {SIZE: str(packed.size), CREATED: datetime.now(UTC).isoformat(timespec="seconds")}
-        entry = descriptor.model_copy(update={"annotations": {**descriptor.annotations, **facts}})
-        self._blobs.sync()
-        with self._locked():
-            index = self._index()
-            changed, version = index.with_version(target.name, entry)
-            added = changed is not index
-            if target.tag is not None:
-                changed = changed.with_tag(target.name, target.tag, version)
-            self._save(index, changed)
-        record = replace(self._record(changed, target.name, version), added=added)
-        if added:
+        with self.writing():
+            descriptor, packed = contents.pack(Path(directory), self.blobs)
+            self.blobs.sync()
+            tags = (target.tag,) if target.tag is not None else ()
+            record = self._record_version(target.name, descriptor, packed, None, tags, None)
+        if record.added:
             _announce(record)
         return record
 
-    def list(self) -> tuple[Record, ...]:
-        """Every version, by name and number.
+    def adopt(
+        self,
+        name: str,
+        descriptor: Descriptor,
+        version: int | None = None,
+        tags: Sequence[str] = (),
+        created: str | None = None,
+    ) -> Record:
+        """Record an image manifest, whose blobs are in the store, as a version. To be called inside `writing()`.
+
+        Args:
+            descriptor: of the image manifest.
+            version: its number, by default the next one. The same content under that name keeps the number it has.
+            tags: point to it from then on.
+            created: when it was made elsewhere, RFC 3339.
+
+        Raises:
+            VersionConflictError: when the number belongs to other content.
+            StoreError: when a blob is missing or damaged, or it is not an adapter.
+        """
+        Reference.parse(f"{name}@v{version}" if version is not None else name)
+        for tag in tags:
+            parse_tag(tag, name)
+        found = contents.unpack(self.blobs, descriptor)
+        for each in found.files.values():
+            self.blobs.copy(each, None)
+        contents.check_header(self.blobs.path(found.image.layers[0].digest), f"{name}: its tensors")
+        self.blobs.sync()
+        record = self._record_version(name, descriptor, found, version, tags, created)
+        if record.added:
+            _announce(record)
+        return record
+
+    def attach(self, reference: str, artifact_type: str, files: Mapping[str, tuple[str, bytes]]) -> Attachment:
+        """Store something that refers to a version: a signature, a certificate.
+
+        Args:
+            artifact_type: `application/vnd.reft.….v1`.
+            files: media type and content by plain file name.
+
+        Raises:
+            UnknownReferenceError: listing what exists. StoreError: when it is malformed or cannot be written.
+        """
+        with self.writing():
+            descriptor = attachments.pack_attachment(self.blobs, self.descriptor(reference), artifact_type, files)
+            self.blobs.sync()
+            return self.adopt_attachment(descriptor)
+
+    def adopt_attachment(self, descriptor: Descriptor) -> Attachment:
+        """Record an attachment whose blobs are in the store. To be called inside `writing()`.
+
+        Raises:
+            StoreError: when a blob is missing or damaged, or the version it refers to is not here.
+        """
+        now = _now()
+        found = attachments.read_attachment(self.blobs, descriptor, now)
+        for each in attachments.attachment_blobs(self.blobs, descriptor):
+            self.blobs.copy(each, None)
+        self.blobs.sync()
+        with self._changing() as index:
+            known = index.attached.get(found.subject, ())
+            for entry in known:
+                if entry.digest == descriptor.digest:
+                    return replace(found, created=entry.annotations.get(CREATED))
+            if not any(found.subject in named.numbers for named in index.names.values()):
+                raise StoreError(f"{descriptor.digest} refers to {found.subject}, which is no version of this store")
+            self._ledger.append([Attached(found.subject, attachments.entry_of(found, now).to_data())])
+        return found
+
+    def attachments(self, reference: str, artifact_type: str | None = None) -> tuple[Attachment, ...]:
+        """What refers to a version, oldest first; the files are read with `blobs.read`.
+
+        Raises:
+            UnknownReferenceError: listing what exists. StoreError: when a manifest is missing or damaged.
+        """
+        index = self._index()
+        _, entry = index.select(Reference.parse(reference))
+        return tuple(
+            attachments.read_attachment(self.blobs, each.descriptor, each.annotations.get(CREATED))
+            for each in index.attached.get(entry.digest, ())
+            if artifact_type in (None, each.artifact_type)
+        )
+
+    def names(self) -> tuple[str, ...]:
+        """Every name that has a version, sorted.
 
         Raises:
             StoreError: when the index cannot be trusted.
         """
+        return tuple(sorted(name for name, named in self._index().names.items() if named.versions))
+
+    def list(
+        self,
+        name: str | None = None,
+        *,
+        method: str | None = None,
+        base: str | None = None,
+        tag: str | None = None,
+        metrics: Iterable[str] = (),
+    ) -> tuple[Record, ...]:
+        """Every version, by name and number, or those for which all that is given holds.
+
+        Args:
+            name, base: may be patterns of the shell, such as `team/*`.
+            tag: one that points to the version.
+            metrics: conditions on metrics of the training record, such as `accuracy>=0.9`.
+
+        Raises:
+            StoreError: when the index cannot be trusted, or a condition is malformed.
+        """
+        chosen = Filter.of(name, method, base, tag, metrics)
         index = self._index()
-        return tuple(
-            self._record(index, name, number)
-            for name in sorted(index.versions)
-            for number in sorted(index.versions[name])
+        records = (
+            record_of(index, self.blobs, each, number, tags)
+            for each in sorted(index.names)
+            if chosen.takes_name(each)
+            for tags in (index.tags_by_digest(each),)
+            for number in sorted(index.names[each].versions)
         )
+        return tuple(record for record in records if chosen.takes(record))
+
+    def find(self, reference: str) -> Record:
+        """The record of one version; nothing but the index is read.
+
+        Raises:
+            UnknownReferenceError: listing what exists.
+        """
+        index = self._index()
+        parsed = Reference.parse(reference)
+        return self._record(index, parsed.name, index.select(parsed)[0])
+
+    def descriptor(self, reference: str) -> Descriptor:
+        """The descriptor of a version's image manifest.
+
+        Raises:
+            UnknownReferenceError: listing what exists.
+        """
+        _, entry = self._index().select(Reference.parse(reference))
+        return Descriptor.model_validate({**entry.to_data(), "annotations": {}})
 
     def show(self, reference: str) -> Details:
         """One version with its verified manifests.
@@ -154,9 +285,20 @@ class Store:
         """
         index = self._index()
         parsed = Reference.parse(reference)
-        version, descriptor = index.select(parsed)
-        found = contents.unpack(self._blobs, descriptor)
+        version, entry = index.select(parsed)
+        found = contents.unpack(self.blobs, entry)
         return Details(self._record(index, parsed.name, version), found.manifest, found.image.to_data())
+
+    def history(self, name: str | None = None, tag: str | None = None) -> tuple[Event, ...]:
+        """What was done to the store, oldest first.
+
+        Args:
+            name: only what concerns this name; tag: only moves of this tag.
+
+        Raises:
+            StoreError: when the history is damaged.
+        """
+        return tuple(events.events(self.root / HISTORY_FILE, name, tag))
 
     def tag(self, reference: str, tag: str) -> Record:
         """Point a tag to an existing version, atomically, whether or not the tag existed.
@@ -170,13 +312,80 @@ class Store:
         """
         parsed = Reference.parse(reference)
         tag = parse_tag(tag, parsed.name)
-        with self._locked():
-            index = self._index()
-            version, descriptor = index.select(parsed)
-            contents.unpack(self._blobs, descriptor)
-            changed = index.with_tag(parsed.name, tag, version)
-            self._save(index, changed)
+        with self._changing() as index:
+            version, entry = index.select(parsed)
+            contents.unpack(self.blobs, entry)
+            changed = self._append(index, _tagged(index, parsed.name, (tag,), version, entry.digest))
         return self._record(changed, parsed.name, version)
+
+    def untag(self, reference: str) -> Record:
+        """Remove a tag; the version it pointed to stays, and is returned.
+
+        Raises:
+            UnknownReferenceError: when there is no such tag. StoreError: when the reference is none of a tag.
+        """
+        parsed = Reference.parse(reference)
+        if parsed.tag is None:
+            raise StoreError(f"{reference}: names no tag. Write name:tag")
+        with self._changing() as index:
+            version, entry = index.select(parsed)
+            if parsed.tag not in index.names[parsed.name].tags:
+                raise UnknownReferenceError(f"{reference}: no tag, but another way to write {parsed.name}@v{version}")
+            changed = self._append(index, [Untagged(parsed.name, parsed.tag, entry.digest)])
+        return self._record(changed, parsed.name, version)
+
+    def remove(self, reference: str, force: bool = False) -> tuple[Record, ...]:
+        """Forget a version, or all versions of a name. Their numbers are never given again; `gc` frees the space.
+
+        Args:
+            reference: `name@vN` or `name@sha256:…`; with `force` also `name`.
+            force: even where tags point to it; they go too.
+
+        Returns:
+            What was removed, as it was before.
+
+        Raises:
+            UnknownReferenceError: listing what exists. StoreError: when tags point to it.
+        """
+        parsed = Reference.parse(reference)
+        if parsed.tag is not None:
+            raise StoreError(
+                f"{reference} is a tag. Remove the tag with `reft store untag {reference}`, "
+                f"or a version with `reft store rm {parsed.name}@vN`"
+            )
+        with self._changing() as index:
+            if parsed.exact:
+                numbers = [index.select(parsed)[0]]
+            else:
+                if parsed.name not in index.names:
+                    index.select(parsed)
+                numbers = sorted(index.names[parsed.name].versions)
+            records = tuple(self._record(index, parsed.name, number) for number in numbers)
+            tagged = sorted({tag for record in records for tag in record.tags})
+            if not force and (tagged or not parsed.exact):
+                what = f"tags point to it: {', '.join(tagged)}" if tagged else f"that is {len(records)} versions"
+                raise StoreError(f"{reference}: {what}. Say --force (force=True) to remove all of that")
+            self._append(index, _removed(index, parsed.name, records))
+        return records
+
+    def gc(self, grace_seconds: float = collection.GRACE_SECONDS, dry_run: bool = False) -> Collected:
+        """Remove what nothing refers to: blobs, checked-out folders, files that were never finished.
+
+        Nothing is removed that a reader holds (`hold`), that is being added, that is younger than the grace period, or
+        whose version was removed within it.
+
+        Args:
+            grace_seconds: the grace period; files from the future are kept as well.
+            dry_run: only tell.
+
+        Raises:
+            StoreError: when the store is damaged, so that it is not certain what is referred to; nothing was removed.
+        """
+        with locked(self.root / CONTENT_LOCK):
+            if not dry_run:
+                with self._changing():
+                    self._ledger.fold()
+            return collection.collect(self.root, self._index(), grace_seconds, dry_run)
 
     def checkout(self, reference: str) -> Path:
         """A folder with the adapter's two files, verified now. Its path names the content and never changes.
@@ -186,15 +395,38 @@ class Store:
         """
         return self._check_out(self._index(), Reference.parse(reference))
 
+    @contextmanager
+    def hold(self, reference: str) -> Iterator[Path]:
+        """As `checkout`; while the context lasts, `gc` leaves the folder alone even if the version is removed.
+
+        Raises:
+            UnknownReferenceError: listing what exists. StoreError: naming a blob that is missing or damaged.
+        """
+        _, entry = self._index().select(Reference.parse(reference))
+        ensure_directory(self.root / LEASES)
+        with locked(collection.lease(self.root, entry.digest), shared=True):
+            yield self._check_out(self._index(), Reference.parse(reference))
+
+    def read(self, reference: str, file_name: str) -> bytes:
+        """The verified bytes of one of a version's files.
+
+        Raises:
+            UnknownReferenceError: listing what exists. StoreError: when it has no such file, or the blob is damaged.
+        """
+        _, entry = self._index().select(Reference.parse(reference))
+        files = contents.unpack(self.blobs, entry).files
+        if file_name not in files:
+            raise StoreError(f"{reference}: has no file {file_name!r}. It has {', '.join(sorted(files))}")
+        return self.blobs.read(files[file_name], files[file_name].size)
+
     def resolve(self, reference: str) -> Path | None:
         """Like `checkout`, or None where the store has no adapter of that name."""
         index = self._index()
         parsed = Reference.parse(reference)
-        known = parsed.name in index.versions or parsed.name in index.tags
-        return self._check_out(index, parsed) if known else None
+        return self._check_out(index, parsed) if parsed.name in index.names else None
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> Report:
-        """Check every blob, reference, manifest and checked-out file.
+        """Check every blob, reference, manifest, line of the history and checked-out file.
 
         Args:
             progress: called with the number of bytes checked so far and their total.
@@ -204,68 +436,88 @@ class Store:
         """
         return verification.verify(self.root, progress)
 
+    def recover(self) -> tuple[str, ...]:
+        """Make the index anew from the history and from what is left of `index.json`; returns what was wrong.
+
+        Damaged files stay beside the new ones, under other names.
+
+        Raises:
+            StoreError: when nothing can be written.
+        """
+        with locked(self.root / CONTENT_LOCK), locked(self.root / WRITER_LOCK):
+            return recovery.recover(self.root)
+
+    def writing(self) -> AbstractContextManager[None]:
+        """While the context lasts, `gc` removes nothing. For whoever commits blobs that are referred to later."""
+        return locked(self.root / CONTENT_LOCK, shared=True)
+
+    def _record_version(
+        self,
+        name: str,
+        descriptor: Descriptor,
+        packed: contents.Contents,
+        version: int | None,
+        tags: Sequence[str],
+        created: str | None,
+    ) -> Record:
+        facts = {**packed.facts, CREATED: created or _now()}
+        with self._changing() as index:
+            known = index.version_of(name, descriptor.digest)
+            number = known or version or index.next_version(name)
+            changes: list[Change] = []
+            if known is None:
+                if version is not None and name in index.names and version in index.names[name].versions:
+                    raise VersionConflictError(
+                        f"{name}@v{version} has other content here ({index.names[name].versions[version].digest}) "
+                        f"than {descriptor.digest}, and versions never change"
+                    )
+                changes.append(Versioned(name, number, IndexEntry.of(descriptor, facts).to_data()))
+            changed = self._append(index, [*changes, *_tagged(index, name, tags, number, descriptor.digest)])
+        return replace(self._record(changed, name, number), added=known is None)
+
     def _check_out(self, index: Index, reference: Reference) -> Path:
-        _, descriptor = index.select(reference)
-        found = contents.unpack(self._blobs, descriptor)
-        return checkouts.check_out(self._blobs, descriptor.digest, found.files)
+        _, entry = index.select(reference)
+        found = contents.unpack(self.blobs, entry)
+        return checkouts.check_out(self.blobs, entry.digest, found.files)
 
     def _index(self) -> Index:
-        return read_index(self.root / INDEX_FILE)
-
-    def _save(self, index: Index, changed: Index) -> None:
-        if changed is index:
-            with explained("write", self.root):
-                sync_directory(self.root)
-            return
-        data = changed.document.to_json()
-        if len(data) > MAX_INDEX_BYTES:
-            raise StoreError(f"{self.root / INDEX_FILE}: has no room for more: limit {MAX_INDEX_BYTES} bytes")
-        self._replace(INDEX_FILE, data)
-
-    def _replace(self, name: str, data: bytes) -> None:
-        with partial_file(self.root, mode=0o644) as (path, file):
-            file.write(data)
-            settle(path, file, self.root / name)
-            sync_directory(self.root)
+        return self._ledger.read()
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        path = self.root / LOCK_FILE
-        if path.is_symlink():
-            raise StoreError(f"{path}: is a symbolic link, which a store never contains. Remove it")
-        lock = FileLock(path, timeout=LOCK_TIMEOUT_SECONDS)
-        try:
-            with explained("lock the store", path):
-                lock.acquire(poll_interval=_LOCK_POLL_SECONDS)
-        except Timeout:
-            raise StoreError(
-                f"{self.root}: other processes kept it locked for {LOCK_TIMEOUT_SECONDS:.0f} s. Try again"
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
+    def _changing(self) -> Iterator[Index]:
+        with locked(self.root / WRITER_LOCK):
+            yield self._index() if os.path.lexists(self.root / INDEX_FILE) else Index()
+
+    def _append(self, index: Index, changes: Sequence[Change]) -> Index:
+        if changes:
+            return self._ledger.append(changes)
+        with explained("write", self.root):
+            sync_directory(self.root)
+        return index
 
     def _record(self, index: Index, name: str, version: int) -> Record:
-        descriptor = index.versions[name][version]
-        facts = self._facts(descriptor)
-        return Record(
-            name=name,
-            version=version,
-            digest=descriptor.digest,
-            tags=index.tags_by_digest(name).get(descriptor.digest, ()),
-            method=facts[METHOD],
-            base=facts.get(BASE),
-            size=int(facts[SIZE]),
-            created=descriptor.annotations.get(CREATED),
-            store=self.root,
-        )
+        return record_of(index, self.blobs, name, version, index.tags_by_digest(name))
 
-    def _facts(self, descriptor: Descriptor) -> dict[str, str]:
-        if METHOD in descriptor.annotations and re.fullmatch("[0-9]{1,18}", descriptor.annotations.get(SIZE, "")):
-            return descriptor.annotations
-        found = contents.unpack(self._blobs, descriptor)  # another program put it here, without our annotations
-        return {**found.image.annotations, SIZE: str(found.size)}
+
+def _tagged(index: Index, name: str, tags: Iterable[str], version: int, digest: str) -> list[Change]:
+    named = index.names.get(name)
+    known = named.tags if named is not None else {}
+    return [Tagged(name, tag, version, digest) for tag in tags if tag not in known or known[tag].digest != digest]
+
+
+def _removed(index: Index, name: str, records: Sequence[Record]) -> list[Change]:
+    changes: list[Change] = []
+    for record in records:
+        changes += [Untagged(name, tag, record.digest) for tag in record.tags]
+        changes.append(Removed(name, record.version, record.digest))
+        elsewhere = any(record.digest in named.numbers for each, named in index.names.items() if each != name)
+        if not elsewhere:
+            changes += [Detached(record.digest, each.digest) for each in index.attached.get(record.digest, ())]
+    return changes
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _locate(path: Path | str | None) -> Path:

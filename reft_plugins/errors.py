@@ -51,3 +51,11 @@ class ExportError(ReftError):
 
 class StoreError(ReftError):
     """The adapter store is missing, damaged, or was asked for something it must refuse."""
+
+
+class UntrustedError(StoreError):
+    """The trust policy does not admit an adapter, or cannot be read; nothing of it is handed out."""
+
+
+class VersionConflictError(StoreError):
+    """Two different contents claim the same version of the same name, for example on two machines."""

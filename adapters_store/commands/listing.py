@@ -11,13 +11,28 @@ from adapters_store.commands.options import open_store, reference, store_options
 
 
 @click.command("ls")
+@click.argument("name", required=False)
+@click.option("--method", help="Only versions of this method.")
+@click.option("--base", help="Only versions for this base model; a pattern such as 'meta-llama/*'.")
+@click.option("--tag", help="Only versions to which this tag points.")
+@click.option("--metric", "metrics", multiple=True, help="Such as 'accuracy>=0.9'; may be given several times.")
 @store_options
-def ls(path: Path | None, as_json: bool) -> None:
-    """List all versions with their tags.
+def ls(
+    name: str | None,
+    method: str | None,
+    base: str | None,
+    tag: str | None,
+    metrics: tuple[str, ...],
+    path: Path | None,
+    as_json: bool,
+) -> None:
+    """List versions with their tags: all, or those for which everything that is given holds.
 
-    Example: reft store ls --json
+    NAME may be a pattern such as 'team/*'.
+
+    Example: reft store ls 'team/*' --method loreft --metric 'accuracy>=0.9'
     """
-    records = open_store(path).list()
+    records = open_store(path).list(name, method=method, base=base, tag=tag, metrics=metrics)
     if as_json:
         click.echo(json.dumps([record.to_dict() for record in records], indent=2))
         return

@@ -63,8 +63,33 @@ def tag(ref: str, new_tag: str, path: Path | None, as_json: bool) -> None:
     print_record(open_store(path).tag(ref, new_tag), "tagged", as_json)
 
 
-COMMANDS = (
-    init,
-    add,
-    tag,
-)
+@click.command("untag")
+@click.argument("ref", metavar="NAME:TAG", callback=reference)
+@store_options
+def untag(ref: str, path: Path | None, as_json: bool) -> None:
+    """Remove a tag; the version it pointed to stays.
+
+    Example: reft store untag sentiment:beta
+    """
+    print_record(open_store(path).untag(ref), "the tag is gone; still there:", as_json)
+
+
+@click.command("rm")
+@click.argument("refs", metavar="REF...", nargs=-1, required=True)
+@click.option("--force", is_flag=True, help="Also where tags point to it; and all versions of a bare NAME.")
+@store_options
+def rm(refs: tuple[str, ...], force: bool, path: Path | None, as_json: bool) -> None:
+    """Forget versions. Their numbers are never given again; `reft store gc` frees the space.
+
+    Example: reft store rm sentiment@v3
+    """
+    store = open_store(path)
+    removed = [record for ref in refs for record in store.remove(ref, force)]
+    if as_json:
+        click.echo(json.dumps([record.to_dict() for record in removed], indent=2))
+        return
+    for record in removed:
+        print_record(record, "removed", as_json)
+
+
+COMMANDS = (init, add, tag, untag, rm)

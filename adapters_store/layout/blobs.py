@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from adapters_store.layout.files import (
     check_directory,
@@ -21,11 +21,22 @@ from adapters_store.layout.files import (
     settle,
     sync_directory,
 )
-from adapters_store.layout.oci import Descriptor
 from reft_plugins.errors import StoreError
 
 _SHA256 = re.compile(r"sha256:([0-9a-f]{64})")
 _REMEDY = "Add the adapter again from its files, which repairs it; `reft store verify` lists everything that is wrong"
+
+
+class Sized(Protocol):
+    """Whatever names content: a descriptor, or an entry of the index."""
+
+    @property
+    def digest(self) -> str:
+        """`sha256:` and 64 hexadecimal digits."""
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +94,20 @@ class Blobs:
             self.commit(staged)
         return staged.digest
 
+    def holds(self, descriptor: Sized) -> bool:
+        """Whether the content is here, whole and undamaged."""
+        try:
+            self.copy(descriptor, None)
+        except StoreError:
+            return False
+        return True
+
     def sync(self) -> None:
         """Make all committed content durable."""
         with explained("write", self.directory):
             sync_directory(self.directory)
 
-    def copy(self, descriptor: Descriptor, target: BinaryIO | None) -> None:
+    def copy(self, descriptor: Sized, target: BinaryIO | None) -> None:
         """Copy content to a file that is open for writing; without one, only verify it.
 
         Raises:
@@ -109,7 +128,7 @@ class Blobs:
         if digest != descriptor.digest:
             raise StoreError(f"blobs/sha256/{path.name}: damaged: its content has the digest {digest}. {_REMEDY}")
 
-    def read(self, descriptor: Descriptor, limit: int) -> bytes:
+    def read(self, descriptor: Sized, limit: int) -> bytes:
         """The verified bytes of a blob of at most `limit` bytes.
 
         Raises:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from adapters_store.layout.blobs import Blobs
+from adapters_store.layout.blobs import Blobs, Sized
 from adapters_store.layout.files import (
     PARTIAL,
     check_directory,
@@ -20,10 +22,10 @@ from adapters_store.layout.files import (
     settle,
     unique_name,
 )
-from adapters_store.layout.oci import Descriptor
 from reft_plugins.errors import StoreError
 
 CHECKOUTS = "checkouts"
+_USE_SECONDS = 60.0
 
 
 def directory_of(root: Path, digest: str) -> Path:
@@ -31,7 +33,7 @@ def directory_of(root: Path, digest: str) -> Path:
     return root / CHECKOUTS / digest.replace(":", "-")
 
 
-def check_out(blobs: Blobs, digest: str, files: Mapping[str, Descriptor]) -> Path:
+def check_out(blobs: Blobs, digest: str, files: Mapping[str, Sized]) -> Path:
     """Make, or verify and repair, the folder of a version.
 
     The files are copies, so nothing done to them reaches the blobs. What does not belong there is moved aside.
@@ -55,10 +57,11 @@ def check_out(blobs: Blobs, digest: str, files: Mapping[str, Descriptor]) -> Pat
     for name, descriptor in files.items():
         if not is_intact(target / name, descriptor):
             _replace(blobs, target / name, descriptor)
+    _note_use(target)
     return target
 
 
-def is_intact(path: Path, descriptor: Descriptor) -> bool:
+def is_intact(path: Path, descriptor: Sized) -> bool:
     """Whether a checked-out file is a regular file with the content of its blob."""
     try:
         with open_regular(path) as file:
@@ -67,13 +70,20 @@ def is_intact(path: Path, descriptor: Descriptor) -> bool:
         return False
 
 
-def foreign_files(target: Path, files: Mapping[str, Descriptor]) -> list[str]:
+def foreign_files(target: Path, files: Mapping[str, Sized]) -> list[str]:
     """Names in a checked-out folder that are not the adapter's."""
     with explained("list", target):
         return sorted(set(os.listdir(target)) - set(files))
 
 
-def _make(blobs: Blobs, target: Path, files: Mapping[str, Descriptor]) -> None:
+def _note_use(target: Path) -> None:
+    """`gc` counts the grace period from the last use."""
+    with suppress(OSError):
+        if abs(time.time() - target.stat().st_mtime) > _USE_SECONDS:
+            os.utime(target)
+
+
+def _make(blobs: Blobs, target: Path, files: Mapping[str, Sized]) -> None:
     ensure_directory(blobs.root / PARTIAL)
     building = blobs.root / PARTIAL / unique_name()
     try:
@@ -90,7 +100,7 @@ def _make(blobs: Blobs, target: Path, files: Mapping[str, Descriptor]) -> None:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _replace(blobs: Blobs, path: Path, descriptor: Descriptor) -> None:
+def _replace(blobs: Blobs, path: Path, descriptor: Sized) -> None:
     if path.is_dir() and not path.is_symlink():
         _set_aside(blobs.root, path)
     with partial_file(blobs.root) as (partial, file):

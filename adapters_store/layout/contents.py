@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters_store.layout.blobs import Blobs, StagedBlob
+from adapters_store.layout.blobs import Blobs, Sized, StagedBlob
 from adapters_store.layout.files import explained
 from adapters_store.layout.oci import (
     ARTIFACT_TYPE,
@@ -17,6 +17,8 @@ from adapters_store.layout.oci import (
     MANIFEST_TYPE,
     MAX_MANIFEST_BYTES,
     METHOD,
+    METRICS,
+    SIZE,
     TENSORS_TYPE,
     TITLE,
     Descriptor,
@@ -33,6 +35,8 @@ from reft_plugins.manifest import (
     unique_keys,
 )
 
+MAX_METRICS_CHARACTERS = 2048
+"""Longer ones are not repeated in the index."""
 MAX_HEADER_BYTES = 32 * 1024 * 1024
 """Of a safetensors file; enough for some 200,000 tensors."""
 
@@ -53,6 +57,14 @@ class Contents:
     def size(self) -> int:
         """Bytes of the adapter's files."""
         return sum(each.size for each in self.files.values())
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the index repeats of a version, so that lists need not open it."""
+        training = self.manifest.training
+        metrics = json.dumps(dict(training.metrics) if training else {}, sort_keys=True, separators=(",", ":"))
+        facts = {**self.image.annotations, SIZE: str(self.size)}
+        return facts | ({METRICS: metrics} if len(metrics) <= MAX_METRICS_CHARACTERS else {})
 
 
 def pack(directory: Path, blobs: Blobs) -> tuple[Descriptor, Contents]:
@@ -80,7 +92,7 @@ def pack(directory: Path, blobs: Blobs) -> tuple[Descriptor, Contents]:
     ):
         _check_tensors(staged, manifest, tensors_path)
         blobs.commit(staged)
-    image = _describe(manifest, blobs.put(text), len(text))
+    image = describe(manifest, blobs.put(text), len(text))
     document = image.to_json()
     descriptor = Descriptor(
         mediaType=MANIFEST_TYPE,
@@ -92,7 +104,7 @@ def pack(directory: Path, blobs: Blobs) -> tuple[Descriptor, Contents]:
     return descriptor, Contents(image, manifest)
 
 
-def unpack(blobs: Blobs, descriptor: Descriptor) -> Contents:
+def unpack(blobs: Blobs, descriptor: Sized) -> Contents:
     """Read and verify the manifests of a version; the tensors are not read.
 
     Raises:
@@ -105,7 +117,7 @@ def unpack(blobs: Blobs, descriptor: Descriptor) -> Contents:
     return Contents(image, manifest)
 
 
-def read_image(blobs: Blobs, descriptor: Descriptor) -> ImageManifest:
+def read_image(blobs: Blobs, descriptor: Sized) -> ImageManifest:
     """The verified image manifest.
 
     Raises:
@@ -126,7 +138,7 @@ def read_adapter_manifest(blobs: Blobs, image: ImageManifest) -> Manifest:
 
 def disagreements(image: ImageManifest, manifest: Manifest) -> Iterator[str]:
     """Where an image manifest does not describe the adapter whose manifest it carries."""
-    expected = _describe(manifest, image.config.digest, image.config.size)
+    expected = describe(manifest, image.config.digest, image.config.size)
     for what, found, wanted in (
         ("the media type of its config", image.config.media_type, expected.config.media_type),
         ("the media type of its layer", image.layers[0].media_type, expected.layers[0].media_type),
@@ -174,7 +186,12 @@ def _check_tensors(staged: StagedBlob, manifest: Manifest, path: Path) -> None:
     check_header(staged.path, str(path))
 
 
-def _describe(manifest: Manifest, config_digest: str, config_size: int) -> ImageManifest:
+def describe(manifest: Manifest, config_digest: str, config_size: int) -> ImageManifest:
+    """The image manifest of an adapter, which follows from its `adapter.json` alone.
+
+    Args:
+        config_digest, config_size: of that file, size in bytes.
+    """
     annotations = {METHOD: manifest.method}
     if manifest.base is not None:
         annotations |= {BASE: manifest.base.name, BASE_FINGERPRINT: manifest.base.fingerprint}

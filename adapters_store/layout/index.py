@@ -1,179 +1,321 @@
-"""What `index.json` says: which names, versions and tags exist.
+"""What a store holds: names, versions, tags, and what is attached to versions.
 
-Every version and every tag is one descriptor of an image manifest. Its annotation `org.opencontainers.image.ref.name`
-holds `name@vN` or `name:tag`; nothing else records them, so the folder alone is the truth and other programs that read
-image layouts find both. Descriptors with any other annotation are somebody else's and are kept as they are.
+In `index.json`, every version and every tag is one descriptor of an image manifest. Its annotation
+`org.opencontainers.image.ref.name` holds `name@vN` or `name:tag`, so that other programs that read image layouts find
+both. Descriptors that refer to a version (signatures, certificates) name it in `vnd.reft.subject`. All other
+descriptors are somebody else's and are kept as they are.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import lru_cache
-from pathlib import Path
+from typing import Any, Final
 
-from adapters_store.layout.files import read_at_most
-from adapters_store.layout.oci import INDEX_TYPE, MANIFEST_TYPE, MAX_INDEX_BYTES, REF_NAME, Descriptor, ImageIndex
+from adapters_store.layout.entries import IndexEntry, check_entry
+from adapters_store.layout.history import Attached, Change, Detached, Removed, Tagged, Untagged, Versioned
+from adapters_store.layout.oci import (
+    HIGHEST,
+    HISTORY_OFFSET,
+    INDEX_TYPE,
+    MANIFEST_TYPE,
+    REF_NAME,
+    SUBJECT,
+    load_json,
+)
 from adapters_store.references import Reference
 from reft_plugins.errors import StoreError, UnknownReferenceError
 
 _LISTED = 12
+_NUMBER = re.compile("[0-9]{1,18}")
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What there is of one name; made anew by every change.
+
+    Attributes:
+        versions: descriptor by number.
+        tags: descriptor by tag; its digest is that of a version.
+        highest: the largest number that was ever given.
+        numbers: the lowest version by digest.
+    """
+
+    versions: Mapping[int, IndexEntry] = field(default_factory=dict)
+    tags: Mapping[str, IndexEntry] = field(default_factory=dict)
+    highest: int = 0
+    numbers: Mapping[str, int] = field(default_factory=dict)
+
+
+_NOTHING: Final = Named()
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """A parsed index. Changing it gives a new one.
+    """All that `index.json` and the history say. Changing it gives a new one.
 
     Attributes:
-        document: all descriptors in order.
-        versions: descriptor by name and version.
-        tags: digest by name and tag.
+        names: what there is of each name.
+        attached: descriptors of the manifests that refer to a version, by its digest.
+        foreign: other programs' descriptors, as they are.
+        fields: other fields of the document, and its annotations without our own.
+        offset: how much of the history it includes, in bytes; None where the document does not say.
         problems: entries that contradict each other; an index with any is only looked at by `verify`.
     """
 
-    document: ImageIndex
-    versions: Mapping[str, Mapping[int, Descriptor]]
-    tags: Mapping[str, Mapping[str, str]]
-    problems: tuple[str, ...]
-
-    @classmethod
-    def empty(cls) -> Index:
-        """The index of a new store."""
-        return cls._of(ImageIndex(schemaVersion=2, mediaType=INDEX_TYPE, manifests=[]))
+    names: Mapping[str, Named] = field(default_factory=dict)
+    attached: Mapping[str, tuple[IndexEntry, ...]] = field(default_factory=dict)
+    foreign: tuple[dict[str, Any], ...] = ()
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    offset: int | None = None
+    problems: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: bytes, where: str) -> Index:
-        """Read an index.
+        """Read `index.json`.
 
         Raises:
             StoreError: when it is not an OCI image index.
         """
-        return cls._of(ImageIndex.parse(text, where))
+        return _Reading(load_json(text, where), where).index()
 
-    @classmethod
-    def _of(cls, document: ImageIndex) -> Index:
-        versions: dict[str, dict[int, Descriptor]] = defaultdict(dict)
-        tags: dict[str, dict[str, str]] = defaultdict(dict)
-        seen: set[str] = set()
-        problems = []
-        for entry in document.manifests:
-            text = entry.annotations.get(REF_NAME, "")
-            reference = Reference.try_parse(text)
-            if reference is None or (reference.tag is None and reference.version is None):
-                continue
-            if text in seen:
-                problems.append(f"{text!r} is there twice")
-            elif not entry.digest.startswith("sha256:") or entry.media_type != MANIFEST_TYPE:
-                problems.append(f"{text!r} is no image manifest with a SHA-256 digest")
-            elif reference.version is not None:
-                versions[reference.name][reference.version] = entry
-            elif reference.tag is not None:
-                tags[reference.name][reference.tag] = entry.digest
-            seen.add(text)
-        return cls(document, dict(versions), dict(tags), tuple(problems))
+    def document(self, offset: int) -> bytes:
+        """The text of `index.json` that says the same, for the state after `offset` bytes of history."""
+        highest = {
+            name: named.highest
+            for name, named in sorted(self.names.items())
+            if named.highest > max(named.versions, default=0)
+        }
+        annotations = {**self.fields.get("annotations", {}), HISTORY_OFFSET: str(offset)}
+        if highest:
+            annotations[HIGHEST] = _compact(highest)
+        manifests = [
+            *self.foreign,
+            *(_with_name(entry, text) for text, entry in self._references()),
+            *(entry.to_data() for _, entries in sorted(self.attached.items()) for entry in entries),
+        ]
+        document = {**self.fields, "schemaVersion": 2, "mediaType": INDEX_TYPE, "annotations": annotations}
+        return _compact(document | {"manifests": manifests}).encode()
 
-    def with_version(self, name: str, entry: Descriptor) -> tuple[Index, int]:
-        """The index in which `entry` is a version of `name`, and its number; the same index where it is one already.
+    def _references(self) -> Iterable[tuple[str, IndexEntry]]:
+        for name, named in sorted(self.names.items()):
+            for number, entry in sorted(named.versions.items()):
+                yield f"{name}@v{number}", entry
+            for tag, entry in sorted(named.tags.items()):
+                yield f"{name}:{tag}", entry
+
+    def apply(self, changes: Iterable[Change]) -> Index:
+        """The index after some changes; doing the same ones again changes nothing."""
+        names, attached = dict(self.names), dict(self.attached)
+        problems: list[str] = []
+        for change in changes:
+            match change:
+                case Attached():
+                    entry = IndexEntry.from_data(change.entry, "an attachment of the history")
+                    others = (each for each in attached.get(change.subject, ()) if each.digest != entry.digest)
+                    attached[change.subject] = (*others, entry)
+                case Detached():
+                    left = tuple(each for each in attached.get(change.subject, ()) if each.digest != change.digest)
+                    attached.pop(change.subject, None)
+                    if left:
+                        attached[change.subject] = left
+                case _:
+                    named = names.get(change.name, _NOTHING)
+                    if isinstance(change, Versioned):
+                        known = named.versions.get(change.version)
+                        if known is not None and known.digest != change.entry.get("digest"):
+                            problems.append(f"'{change.name}@v{change.version}' is another version in the history")
+                            continue
+                    names[change.name] = _changed(named, change)
+        return replace(self, names=names, attached=attached, problems=(*self.problems, *problems))
+
+    def next_version(self, name: str) -> int:
+        """The number of the next version of a name.
 
         Raises:
             StoreError: when the numbers are used up.
         """
-        known = self.version_of(name, entry.digest)
-        if known is not None:
-            return self, known
-        version = max(self.versions.get(name, {}), default=0) + 1
+        version = self.names.get(name, _NOTHING).highest + 1
         reference = Reference(name, version=version)
         if Reference.try_parse(str(reference)) != reference:
             raise StoreError(f"{name}: has no room for another version after {version - 1}")
-        return self._with(reference, entry), version
-
-    def with_tag(self, name: str, tag: str, version: int) -> Index:
-        """The index in which `name:tag` points to an existing version; the same index where it does already."""
-        entry = self.versions[name][version]
-        if self.tags.get(name, {}).get(tag) == entry.digest:
-            return self
-        return self._with(Reference(name, tag=tag), entry.model_copy(update={"annotations": {}}))
-
-    def _with(self, reference: Reference, entry: Descriptor) -> Index:
-        text = str(reference)
-        named = entry.model_copy(update={"annotations": {**entry.annotations, REF_NAME: text}})
-        others = [each for each in self.document.manifests if each.annotations.get(REF_NAME) != text]
-        return self._of(self.document.model_copy(update={"manifests": [*others, named]}))
+        return version
 
     def version_of(self, name: str, digest: str) -> int | None:
         """The lowest version of `name` with this digest, None where there is none."""
-        found = (number for number, entry in self.versions.get(name, {}).items() if entry.digest == digest)
-        return min(found, default=None)
+        return self.names.get(name, _NOTHING).numbers.get(digest)
 
     def tags_by_digest(self, name: str) -> dict[str, tuple[str, ...]]:
         """The tags of every digest of `name`, sorted."""
         found: dict[str, list[str]] = defaultdict(list)
-        for tag, digest in sorted(self.tags.get(name, {}).items()):
-            found[digest].append(tag)
+        for tag, entry in sorted(self.names.get(name, _NOTHING).tags.items()):
+            found[entry.digest].append(tag)
         return {digest: tuple(tags) for digest, tags in found.items()}
 
-    def select(self, reference: Reference) -> tuple[int, Descriptor]:
-        """The version a reference means, with its descriptor.
+    def select(self, reference: Reference) -> tuple[int, IndexEntry]:
+        """The version a reference means, with its descriptor. `name:v3` is version 3 where no tag is called so.
 
         Raises:
             UnknownReferenceError: listing what exists under that name, or similar names.
             StoreError: when a tag points to something that is no version.
         """
-        versions = self.versions.get(reference.name, {})
-        version = reference.version
-        digest = reference.digest
+        named = self.names.get(reference.name, _NOTHING)
+        version, digest = reference.version, reference.digest
         if reference.tag is not None:
-            digest = self.tags.get(reference.name, {}).get(reference.tag)
+            if reference.tag in named.tags:
+                digest = named.tags[reference.tag].digest
+            else:
+                version = reference.tag_as_version
         if digest is not None:
-            version = self.version_of(reference.name, digest)
+            version = named.numbers.get(digest)
             if version is None and reference.tag is not None:
                 raise StoreError(
                     f"{reference} points to {digest}, which is no version of {reference.name!r}. "
                     f"Point it to one with `reft store tag {reference.name}@vN {reference.tag}`"
                 )
-        if version is None or version not in versions:
+        if version is None or version not in named.versions:
             raise UnknownReferenceError(self._unknown(reference))
-        return version, versions[version]
+        return version, named.versions[version]
 
     def _unknown(self, reference: Reference) -> str:
         name = reference.name
-        if name not in self.versions and name not in self.tags:
-            similar = get_close_matches(name, self.versions) or sorted(self.versions)
+        if name not in self.names:
+            similar = get_close_matches(name, self.names) or sorted(self.names)
             return f"{reference}: the store has no {name!r}. It has: {_some(similar)}"
+        named = self.names[name]
         what = "names no tag or version" if not reference.exact else "the store has no such tag or version"
-        versions = [f"v{number}" for number in sorted(self.versions.get(name, {}), reverse=True)]
-        tags = sorted(self.tags.get(name, {}))
-        return f"{reference}: {what}. Tags of {name!r}: {_some(tags)}; versions: {_some(versions)}"
+        versions = [f"v{number}" for number in sorted(named.versions, reverse=True)]
+        return f"{reference}: {what}. Tags of {name!r}: {_some(sorted(named.tags))}; versions: {_some(versions)}"
+
+
+def _changed(named: Named, change: Versioned | Tagged | Untagged | Removed) -> Named:
+    match change:
+        case Versioned():
+            entry = IndexEntry.from_data(change.entry, f"{change.name}@v{change.version} of the history")
+            lowest = min(change.version, named.numbers.get(entry.digest, change.version))
+            return Named(
+                {**named.versions, change.version: entry},
+                named.tags,
+                max(named.highest, change.version),
+                {**named.numbers, entry.digest: lowest},
+            )
+        case Tagged():
+            known = named.tags.get(change.tag)
+            if known is not None and known.digest == change.digest:
+                return named
+            target = named.versions.get(change.version)
+            size, kind = (target.size, target.artifact_type) if target is not None else (0, None)
+            entry = IndexEntry(change.digest, size, artifact_type=kind)
+            return replace(named, tags={**named.tags, change.tag: entry})
+        case Untagged():
+            return replace(named, tags={tag: each for tag, each in named.tags.items() if tag != change.tag})
+        case Removed():
+            left = {number: each for number, each in named.versions.items() if number != change.version}
+            return replace(named, versions=left, numbers=_numbers(left), highest=max(named.highest, change.version))
+
+
+def _numbers(versions: Mapping[int, IndexEntry]) -> dict[str, int]:
+    return {entry.digest: number for number, entry in sorted(versions.items(), reverse=True)}
+
+
+class _Reading:
+    """Sorts the descriptors of a document by whose they are and what they mean."""
+
+    def __init__(self, document: Any, where: str) -> None:
+        if not isinstance(document, dict):
+            raise StoreError(f"{where}: not an image index")
+        self.where = where
+        self.document = document
+        self.annotations = document.get("annotations", {})
+        manifests = document.get("manifests")
+        for name, found, wanted in (
+            ("schemaVersion", document.get("schemaVersion"), (2,)),
+            ("mediaType", document.get("mediaType"), (None, INDEX_TYPE)),
+        ):
+            if found not in wanted or isinstance(found, bool):
+                raise StoreError(f"{where}: field {name!r}: {found!r} is not the one of an OCI image index")
+        if not isinstance(manifests, list):
+            raise StoreError(f"{where}: field 'manifests': not a list")
+        if not isinstance(self.annotations, dict) or not all(isinstance(v, str) for v in self.annotations.values()):
+            raise StoreError(f"{where}: field 'annotations': not texts by name")
+        self.manifests = manifests
+
+    def index(self) -> Index:
+        versions: dict[str, dict[int, IndexEntry]] = defaultdict(dict)
+        tags: dict[str, dict[str, IndexEntry]] = defaultdict(dict)
+        attached: dict[str, list[IndexEntry]] = defaultdict(list)
+        foreign: list[dict[str, Any]] = []
+        problems: list[str] = []
+        for position, data in enumerate(self.manifests):
+            check_entry(data, f"{self.where}: manifests.{position}")
+            annotations = data.get("annotations", {})
+            text = annotations.get(REF_NAME, "")
+            reference = Reference.try_parse(text) if text else None
+            if reference is None or (reference.tag is None and reference.version is None):
+                if SUBJECT in annotations and data["mediaType"] == MANIFEST_TYPE:
+                    attached[annotations[SUBJECT]].append(IndexEntry.from_checked(data))
+                else:
+                    foreign.append(data)
+                continue
+            place = versions[reference.name] if reference.version is not None else tags[reference.name]
+            key = reference.version if reference.version is not None else reference.tag
+            if key in place:
+                problems.append(f"{text!r} is there twice")
+            elif not data["digest"].startswith("sha256:") or data["mediaType"] != MANIFEST_TYPE:
+                problems.append(f"{text!r} is no image manifest with a SHA-256 digest")
+                foreign.append(data)
+            else:
+                place[key] = IndexEntry.from_checked(data)  # type: ignore[index]
+        highest = self._highest()
+        names = {
+            name: Named(
+                versions.get(name, {}),
+                tags.get(name, {}),
+                max(highest.get(name, 0), max(versions.get(name, ()), default=0)),
+                _numbers(versions.get(name, {})),
+            )
+            for name in versions.keys() | tags.keys() | highest.keys()
+        }
+        fields = {key: value for key, value in self.document.items() if key != "manifests"}
+        others = {key: value for key, value in self.annotations.items() if key not in (HISTORY_OFFSET, HIGHEST)}
+        fields["annotations"] = others
+        return Index(
+            names,
+            {subject: tuple(each) for subject, each in attached.items()},
+            tuple(foreign),
+            fields,
+            self._offset(),
+            tuple(problems),
+        )
+
+    def _offset(self) -> int | None:
+        text = self.annotations.get(HISTORY_OFFSET, "")
+        return int(text) if _NUMBER.fullmatch(text) else None
+
+    def _highest(self) -> dict[str, int]:
+        found = load_json(self.annotations.get(HIGHEST, "{}").encode(), f"{self.where}: annotation {HIGHEST!r}")
+        if not isinstance(found, dict) or not all(
+            type(number) is int and Reference.try_parse(f"{name}@v{number}") for name, number in found.items()
+        ):
+            raise StoreError(f"{self.where}: annotation {HIGHEST!r}: not numbers of versions by name")
+        return found
+
+
+def _with_name(entry: IndexEntry, text: str) -> dict[str, Any]:
+    data = entry.to_data()
+    data["annotations"] = {**entry.annotations, REF_NAME: text}
+    return data
+
+
+def _compact(document: Any) -> str:
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def _some(words: Iterable[str]) -> str:
     listed = list(words)
     more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
     return (", ".join(listed[:_LISTED]) or "none") + more
-
-
-def read_index(path: Path) -> Index:
-    """The index of a store; parsed again only when its file was replaced.
-
-    Raises:
-        StoreError: when it cannot be read or trusted.
-    """
-    try:
-        status = path.lstat()
-    except OSError:
-        return _read(path)
-    return _read_once(path, (status.st_ino, status.st_mtime_ns, status.st_size))
-
-
-@lru_cache(maxsize=4)
-def _read_once(path: Path, stamp: tuple[int, int, int]) -> Index:
-    return _read(path)
-
-
-def _read(path: Path) -> Index:
-    index = Index.parse(read_at_most(path, MAX_INDEX_BYTES), str(path))
-    for problem in index.problems:
-        raise StoreError(f"{path}: {problem}. `reft store verify` lists everything that is wrong")
-    return index

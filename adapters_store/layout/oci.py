@@ -5,6 +5,7 @@ Source: OCI image specification 1.1, `descriptor.md`, `manifest.md`, `image-inde
 
 from __future__ import annotations
 
+import gc
 import json
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -16,6 +17,10 @@ from reft_plugins.manifest import unique_keys
 MANIFEST_TYPE: Final = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE: Final = "application/vnd.oci.image.index.v1+json"
 ARTIFACT_TYPE: Final = "application/vnd.reft.adapter.v1"
+SIGNATURE_TYPE: Final = "application/vnd.reft.signature.v1"
+CERTIFICATE_TYPE: Final = "application/vnd.reft.certificate.v1"
+EMPTY_TYPE: Final = "application/vnd.oci.empty.v1+json"
+"""Of the config of a manifest that has none: two bytes, `{}`."""
 CONFIG_TYPE = "application/vnd.reft.adapter.manifest.v1+json"
 """`adapter.json`, which is the artifact's config blob."""
 TENSORS_TYPE = "application/vnd.reft.adapter.tensors.v1.safetensors"
@@ -28,12 +33,43 @@ METHOD = "vnd.reft.method"
 BASE = "vnd.reft.base"
 BASE_FINGERPRINT = "vnd.reft.base.fingerprint"
 SIZE = "vnd.reft.size"
+METRICS = "vnd.reft.metrics"
+"""Metrics of the training record as JSON; left out where they are too long for an index."""
+SUBJECT = "vnd.reft.subject"
+"""In `index.json`: the digest of the version that an attached manifest refers to."""
+HISTORY_OFFSET = "vnd.reft.history"
+"""Of `index.json`: how many bytes of the history it includes."""
+HIGHEST = "vnd.reft.highest"
+"""Of `index.json`: the largest version numbers ever given, of names whose latest versions were removed."""
 
 LAYOUT = {"imageLayoutVersion": "1.0.0"}
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 """Of an image manifest: what registries are required to accept."""
 MAX_INDEX_BYTES = 128 * 1024 * 1024
 """Of `index.json`; room for some 200,000 versions and tags."""
+
+
+def one_of_each_key(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads(..., object_pairs_hook=...)`: `reft_plugins.manifest.unique_keys`, for large documents."""
+    document = dict(pairs)
+    return document if len(document) == len(pairs) else unique_keys(pairs)
+
+
+def load_json(text: bytes, where: str) -> Any:
+    """Read JSON in which no object names a key twice.
+
+    Raises:
+        StoreError: when it is not that.
+    """
+    collecting = gc.isenabled()
+    gc.disable()  # nothing here is garbage, and looking for it takes longer than reading a large index
+    try:
+        return json.loads(text, object_pairs_hook=one_of_each_key)
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{where}: not readable JSON: {error}") from None
+    finally:
+        if collecting:
+            gc.enable()
 
 
 class _Document(BaseModel):
@@ -48,13 +84,20 @@ class _Document(BaseModel):
         Raises:
             StoreError: on malformed or duplicate-keyed JSON and on wrong fields, all of which it names.
         """
+        return cls.parse_data(load_json(text, where), where)
+
+    @classmethod
+    def parse_data(cls, data: Any, where: str) -> Self:
+        """Check JSON data.
+
+        Raises:
+            StoreError: on wrong fields, all of which it names.
+        """
         try:
-            return cls.model_validate(json.loads(text, object_pairs_hook=unique_keys))
+            return cls.model_validate(data)
         except ValidationError as error:
             fields = [f"field {'.'.join(map(str, each['loc']))!r}: {each['msg']}" for each in error.errors()]
             raise StoreError(f"{where}: {'; '.join(fields)}") from None
-        except (ValueError, RecursionError) as error:
-            raise StoreError(f"{where}: not readable JSON: {error}") from None
 
     def to_data(self) -> dict[str, Any]:
         """Plain JSON data, with exactly the fields that were set or read."""
@@ -95,9 +138,13 @@ class LayoutMarker(_Document):
     image_layout_version: str = Field(alias="imageLayoutVersion")
 
 
-class ImageIndex(_Document):
-    """The contents of `index.json`."""
+class AttachedManifest(_Document):
+    """A manifest that refers to a version: a signature, or a certificate of an export (OCI 1.1 `subject`)."""
 
     schema_version: Literal[2] = Field(alias="schemaVersion")
-    media_type: Literal["application/vnd.oci.image.index.v1+json"] | None = Field(default=None, alias="mediaType")
-    manifests: list[Descriptor]
+    media_type: Literal["application/vnd.oci.image.manifest.v1+json"] = Field(alias="mediaType")
+    artifact_type: str = Field(alias="artifactType", pattern=r"^application/vnd\.reft\.[a-z0-9.+-]+$", max_length=255)
+    config: Descriptor
+    layers: list[Descriptor] = Field(min_length=1, max_length=16)
+    subject: Descriptor
+    annotations: dict[str, str] = {}

@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from adapters_store.layout import checkouts
-from adapters_store.layout.blobs import Blobs
+from adapters_store.layout.attachments import attachment_blobs, read_attachment
+from adapters_store.layout.blobs import Blobs, Sized
 from adapters_store.layout.contents import Contents, check_header, disagreements, read_adapter_manifest, read_image
+from adapters_store.layout.entries import IndexEntry
 from adapters_store.layout.files import PARTIAL, check_directory, copy_hashed, open_regular, read_at_most
+from adapters_store.layout.history import HISTORY_FILE, Change, decode, read_lines
 from adapters_store.layout.index import Index
-from adapters_store.layout.oci import LAYOUT, MAX_INDEX_BYTES, REF_NAME, SIZE, Descriptor, LayoutMarker
+from adapters_store.layout.oci import LAYOUT, MAX_INDEX_BYTES, REF_NAME, LayoutMarker
 from adapters_store.location import INDEX_FILE, LAYOUT_FILE
 from adapters_store.records import Problem, Report
 from adapters_store.references import Reference
@@ -53,12 +56,19 @@ class _Verification:
         self.problems += layout_problems(self.root)
         index = self._read_index()  # before the blobs are listed, so that whatever it names is there by then
         self._scan(progress)
-        for position, entry in enumerate(index.document.manifests):
-            self._use(entry, entry.annotations.get(REF_NAME, f"{INDEX_FILE}: manifests.{position}"))
-        for name, versions in index.versions.items():
-            for number, entry in versions.items():
-                self._examine(str(Reference(name, version=number)), entry)
+        for position, data in enumerate(index.foreign):
+            self._use(IndexEntry.from_checked(data), data.get("annotations", {}).get(REF_NAME, f"foreign {position}"))
+        for name, named in index.names.items():
+            for number, entry in named.versions.items():
+                label = str(Reference(name, version=number))
+                self._use(entry, label)
+                self._examine(label, entry)
+            for tag, entry in named.tags.items():
+                self._use(entry, str(Reference(name, tag=tag)))
         self._check_tags(index)
+        for subject, attached in index.attached.items():
+            for entry in attached:
+                self._examine_attached(subject, entry)
         for digest, users in self.users.items():
             what = self.damaged.pop(digest, None if digest in self.sound else "missing")
             if what is not None:
@@ -66,8 +76,9 @@ class _Verification:
         for digest, what in self.damaged.items():
             self._add(f"blobs/{digest.replace(':', '/')}", f"{what}; nothing uses it")
         return Report(
-            versions=sum(map(len, index.versions.values())),
-            tags=sum(map(len, index.tags.values())),
+            versions=sum(len(named.versions) for named in index.names.values()),
+            tags=sum(len(named.tags) for named in index.names.values()),
+            attachments=sum(map(len, index.attached.values())),
             blobs=len(self.sound),
             bytes=sum(self.sound.values()),
             unreferenced=len(self.sound.keys() - self.users.keys()),
@@ -82,10 +93,33 @@ class _Verification:
             index = Index.parse(read_at_most(self.root / INDEX_FILE, MAX_INDEX_BYTES), INDEX_FILE)
         except StoreError as error:
             self._add(INDEX_FILE, error)
-            return Index.empty()
+            index = Index()
+        index = index.apply(self._read_history(index.offset or 0))
         for problem in index.problems:
             self._add(INDEX_FILE, problem)
         return index
+
+    def _read_history(self, start: int) -> list[Change]:
+        """Checks all lines; returns the changes of those that the index does not include."""
+        changes: list[Change] = []
+        offset = 0
+        try:
+            lines, size = read_lines(self.root / HISTORY_FILE)
+        except StoreError as error:
+            self._add(HISTORY_FILE, error)
+            return []
+        if start > size:
+            self._add(HISTORY_FILE, f"ends at byte {size}, but {INDEX_FILE} knows it up to {start}")
+        for number, line in enumerate(lines, 1):
+            try:
+                found = decode(line, f"line {number}").changes
+            except StoreError as error:
+                self._add(HISTORY_FILE, error)
+                found = ()
+            if offset >= start:
+                changes += found
+            offset += len(line)
+        return changes
 
     def _scan(self, progress: Callable[[int, int], None]) -> None:
         folder = self.blobs.directory
@@ -112,14 +146,14 @@ class _Verification:
             done += size
             progress(done, total)
 
-    def _use(self, descriptor: Descriptor, user: str) -> bool:
+    def _use(self, descriptor: Sized, user: str) -> bool:
         self.users[descriptor.digest].append(user)
         size = self.sound.get(descriptor.digest)
         if size is not None and size != descriptor.size:
             self._add(user, f"says that {descriptor.digest} has {descriptor.size} bytes, but it has {size}")
         return size == descriptor.size
 
-    def _examine(self, label: str, entry: Descriptor) -> None:
+    def _examine(self, label: str, entry: IndexEntry) -> None:
         if self.sound.get(entry.digest) != entry.size:
             return
         try:
@@ -143,8 +177,21 @@ class _Verification:
             self._check_facts(label, entry, Contents(image, manifest))
             self._check_checkout(entry.digest, Contents(image, manifest))
 
-    def _check_facts(self, label: str, entry: Descriptor, contents: Contents) -> None:
-        for key, wanted in {**contents.image.annotations, SIZE: str(contents.size)}.items():
+    def _examine_attached(self, subject: str, entry: IndexEntry) -> None:
+        label = f"attachment {entry.digest}"
+        if not self._use(entry, label):
+            return
+        try:
+            found = read_attachment(self.blobs, entry.descriptor)
+            for each in attachment_blobs(self.blobs, entry):
+                self._use(each, label)
+        except StoreError as error:
+            return self._add(label, error)
+        if found.subject != subject or found.artifact_type != entry.artifact_type:
+            self._add(label, f"{INDEX_FILE} says that it is a {entry.artifact_type} of {subject}, but it is not")
+
+    def _check_facts(self, label: str, entry: IndexEntry, contents: Contents) -> None:
+        for key, wanted in contents.facts.items():
             found = entry.annotations.get(key, wanted)
             if found != wanted:
                 self._add(label, f"{INDEX_FILE} says {key} is {found!r}, but it is {wanted!r}")
@@ -166,7 +213,7 @@ class _Verification:
                 self._add(f"{where}/{name}", "missing or damaged; made again when the version is next used")
 
     def _check_tags(self, index: Index) -> None:
-        for name, tags in index.tags.items():
-            for tag, digest in tags.items():
-                if index.version_of(name, digest) is None:
-                    self._add(f"{name}:{tag}", f"points to {digest}, which is no version of {name!r}")
+        for name, named in index.names.items():
+            for tag, entry in named.tags.items():
+                if entry.digest not in named.numbers:
+                    self._add(f"{name}:{tag}", f"points to {entry.digest}, which is no version of {name!r}")

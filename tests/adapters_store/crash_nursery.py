@@ -22,6 +22,7 @@ import safetensors.numpy  # noqa: F401
 from adapter_variants import vary
 
 from adapters_store import Store
+from adapters_store.layout import ledger
 from reft_plugins.manifest import read_manifest
 from reft_plugins.plugins import manager
 
@@ -59,9 +60,9 @@ def read_until(root: Path, stop: Path, seed: int) -> None:
             assert read_manifest(folder).method == "loreft"
 
 
-def overwrite_carelessly(self: Store, name: str, data: bytes) -> None:
+def overwrite_carelessly(path: Path, data: bytes) -> None:
     """What a store must not do."""
-    with (self.root / name).open("wb", buffering=0) as file:
+    with path.open("wb", buffering=0) as file:
         for start in range(0, len(data), 512):
             file.write(data[start : start + 512])
 
@@ -94,7 +95,7 @@ def main() -> int:
     parser.add_argument("--careless", action="store_true")
     options = parser.parse_args()
     if options.careless:
-        Store._replace = overwrite_carelessly  # type: ignore[method-assign]
+        ledger.replace_file = overwrite_carelessly
     manager()  # imported once here, not by every child
     rng = random.Random(options.seed)
     stop = options.scratch / "stop"

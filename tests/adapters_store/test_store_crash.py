@@ -40,9 +40,9 @@ def test_nothing_acknowledged_is_lost(
     acknowledged = _acknowledged(scratch)
     assert len(acknowledged) >= kills
     for name, mark, digest in acknowledged:
-        found = index.versions[name][int(mark)].digest if mark.isdigit() else index.tags[name][mark]
+        found = index.names[name].versions[int(mark)].digest if mark.isdigit() else index.names[name].tags[mark].digest
         assert found == digest, f"{name} {mark}"
-    for versions in index.versions.values():
+    for versions in (named.versions for named in index.names.values()):
         assert sorted(versions) == list(range(1, len(versions) + 1))
         assert len({entry.digest for entry in versions.values()}) == len(versions)
 

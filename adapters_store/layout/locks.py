@@ -1,0 +1,59 @@
+"""Locks between processes, which a process that dies gives back: `flock` on files of the store."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from adapters_store.layout.files import explained
+from reft_plugins.errors import StoreError
+
+TIMEOUT_SECONDS = 60.0
+_POLL_SECONDS = 0.002
+_OPEN = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+@contextmanager
+def locked(path: Path, shared: bool = False, timeout: float = TIMEOUT_SECONDS) -> Iterator[None]:
+    """Hold a lock: any number of shared ones, or a single exclusive one.
+
+    Raises:
+        StoreError: when others kept it for `timeout` seconds, or the file cannot be opened.
+    """
+    descriptor = _open(path)
+    try:
+        deadline = time.monotonic() + timeout
+        while not _try(descriptor, shared):
+            if time.monotonic() >= deadline:
+                raise StoreError(f"{path.parent}: other processes kept it locked for {timeout:.0f} s. Try again")
+            time.sleep(_POLL_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked_if_free(path: Path) -> Iterator[bool]:
+    """Try for the exclusive lock without waiting; yields whether it is ours."""
+    descriptor = _open(path)
+    try:
+        yield _try(descriptor, shared=False)
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    with explained("lock the store", path):
+        return os.open(path, _OPEN, 0o666)
+
+
+def _try(descriptor: int, shared: bool) -> bool:
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
