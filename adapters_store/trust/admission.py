@@ -1,0 +1,63 @@
+"""Whether the trust policy lets a version be used. Asked by everything that hands versions to runtimes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from adapters_store.trust.policy import Policy, active
+from adapters_store.trust.signing import judge, signatures
+from reft_plugins.errors import StoreError, UntrustedError
+
+if TYPE_CHECKING:
+    from adapters_store.store import Store
+
+_REMEMBERED = 4096
+_admitted: OrderedDict[tuple[object, ...], None] = OrderedDict()
+
+
+def admit(store: Store, name: str, digest: str, files: Mapping[str, str], policy: Policy | None = None) -> None:
+    """Refuse a version that the policy does not admit; without a policy every version is admitted.
+
+    What was admitted once is remembered by the digests of the version, the policy with its keys, and the signatures,
+    for as long as the process lives; what was refused is looked at again.
+
+    Args:
+        name: under which the version was asked for.
+        digest: of its image manifest.
+        files: digest by name, of the very files that are about to be handed out.
+        policy: instead of the active one.
+
+    Raises:
+        UntrustedError: saying what is missing or wrong, and how to go on.
+    """
+    policy = policy or active()
+    if policy is None:
+        return
+    rule = policy.rule_for(name)
+    if rule.verdict == "allow":
+        return
+    reference = f"{name}@{digest}"
+    if rule.verdict == "refuse":
+        raise UntrustedError(
+            f"{reference}: the policy {policy.path} has no rule that admits the name {name!r}. Add one, or use an "
+            "adapter of a name that it admits"
+        )
+    try:
+        carried = tuple(each.descriptor.digest for each in signatures(store, reference))
+        seen = (str(store.root), digest, policy.digest, rule.number, tuple(files.items()), carried)
+        if seen in _admitted:
+            _admitted.move_to_end(seen)
+            return
+        verdict = judge(store, reference, files, rule.keys)
+    except StoreError as error:
+        raise UntrustedError(f"{reference}: its signatures cannot be checked: {error}") from None
+    if len(verdict.signers) < rule.at_least:
+        raise UntrustedError(
+            f"{reference}: not admitted by the policy {policy.path}, {rule}: {verdict.explain()}. Sign it with "
+            f"`reft store sign {reference} --key …`, or pull it with its signatures from where it was published"
+        )
+    _admitted[seen] = None
+    while len(_admitted) > _REMEMBERED:
+        _admitted.popitem(last=False)

@@ -1,0 +1,162 @@
+"""Signatures of versions: attached to them as OCI referrers, so they travel with them through any registry.
+
+A signature binds content, not a name: it stays valid when a version is pushed, pulled, copied or tagged, and it holds
+for the same content under any other name. Names that must not stand in for each other need keys of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from adapters_store.layout.contents import unpack
+from adapters_store.limits import MAX_SIGNATURE_BYTES, MAX_SIGNATURES
+from adapters_store.trust.keys import PublicKey, distinct
+from reft_plugins.errors import StoreError
+
+if TYPE_CHECKING:
+    from adapters_store.layout.attachments import Attachment
+    from adapters_store.store import Store
+
+SIGNATURE_TYPE: Final = "application/vnd.reft.signature.v1"
+SIGNATURE_FILE: Final = "signature.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One signature of a version: `key` made it and it holds, or `problem` says why it does not count."""
+
+    digest: str
+    key: PublicKey | None
+    problem: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        key = None if self.key is None else {"id": self.key.id, "label": self.key.label}
+        return {"digest": self.digest, "key": key, "problem": self.problem}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Who signed a version, as far as some keys tell.
+
+    Attributes:
+        reference: the version, by digest.
+        digest: of its image manifest.
+        signatures: every signature it carries, in the store's order.
+    """
+
+    reference: str
+    digest: str
+    signatures: tuple[Checked, ...]
+
+    @property
+    def signers(self) -> tuple[PublicKey, ...]:
+        """The keys whose signatures hold, each once."""
+        return distinct(each.key for each in self.signatures if each.key is not None)
+
+    @property
+    def ok(self) -> bool:
+        """True when at least one of the keys signed it."""
+        return bool(self.signers)
+
+    def explain(self) -> str:
+        """What the signatures are worth, in one line."""
+        if self.ok:
+            return f"signed by {', '.join(map(str, self.signers))}"
+        if not self.signatures:
+            return "carries no signature"
+        return "; ".join(f"signature {each.digest[:19]}: {each.problem}" for each in self.signatures)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "reference": self.reference,
+            "digest": self.digest,
+            "ok": self.ok,
+            "signatures": [each.to_dict() for each in self.signatures],
+        }
+
+
+def sign(store: Store, reference: str, private_key: Path | str, password: str | None = None) -> Attachment:
+    """Sign a version and attach the signature to it. Every byte of the version is verified first.
+
+    Args:
+        private_key: PEM file of a private key on P-256, P-384 or P-521; password: where it is encrypted.
+
+    Raises:
+        UnknownReferenceError: listing what exists.
+        StoreError: when the version is damaged, the key cannot be used, or the store cannot be written.
+    """
+    from adapters_store.trust.bundles import BUNDLE_TYPE, make
+
+    record = store.find(reference)
+    exact = f"{record.name}@{record.digest}"
+    bundle = make(sound_files(store, exact), record.reference, Path(private_key), password)
+    return store.attach(exact, SIGNATURE_TYPE, {SIGNATURE_FILE: (BUNDLE_TYPE, bundle)})
+
+
+def verify(store: Store, reference: str, keys: Iterable[PublicKey]) -> Verdict:
+    """Which of some keys signed a version. Every byte of it is read and verified, from the blobs and no checkout.
+
+    Raises:
+        UnknownReferenceError: listing what exists.
+        StoreError: when the version is damaged.
+    """
+    record = store.find(reference)
+    exact = f"{record.name}@{record.digest}"
+    return judge(store, exact, sound_files(store, exact), keys)
+
+
+def judge(store: Store, reference: str, files: Mapping[str, str], keys: Iterable[PublicKey]) -> Verdict:
+    """Which of some keys signed these files, by the signatures attached to a version.
+
+    Args:
+        reference: `name@sha256:…`, which cannot come to mean another version meanwhile.
+        files: digest by name, of the version's files.
+    """
+    keys = tuple(keys)
+    checked = tuple(_check(store, each, files, keys) for each in signatures(store, reference))
+    return Verdict(reference, store.descriptor(reference).digest, checked)
+
+
+def signatures(store: Store, reference: str) -> tuple[Attachment, ...]:
+    """The signatures a version carries, whatever they are worth.
+
+    Raises:
+        StoreError: also when there are more than `MAX_SIGNATURES`.
+    """
+    found = store.attachments(reference, SIGNATURE_TYPE)
+    if len(found) > MAX_SIGNATURES:
+        raise StoreError(
+            f"{reference}: carries {len(found)} signatures, more than the limit of {MAX_SIGNATURES}, so none is "
+            "believed. Remove the version and pull it again from where it was published"
+        )
+    return found
+
+
+def sound_files(store: Store, reference: str) -> dict[str, str]:
+    """Digest by name of a version's files, each of which was read and verified now.
+
+    Raises:
+        StoreError: naming a blob that is missing or damaged.
+    """
+    contents = unpack(store.blobs, store.descriptor(reference))
+    for descriptor in contents.files.values():
+        store.blobs.copy(descriptor, None)
+    return {name: descriptor.digest for name, descriptor in contents.files.items()}
+
+
+def _check(store: Store, signature: Attachment, files: Mapping[str, str], keys: tuple[PublicKey, ...]) -> Checked:
+    from adapters_store.trust.bundles import signer_of
+
+    digest = signature.descriptor.digest
+    try:
+        if SIGNATURE_FILE not in signature.files:
+            raise StoreError(f"holds no {SIGNATURE_FILE}")
+        bundle = store.blobs.read(signature.files[SIGNATURE_FILE], MAX_SIGNATURE_BYTES)
+        return Checked(digest, signer_of(bundle, files, keys), None)
+    except StoreError as error:
+        return Checked(digest, None, str(error))
