@@ -387,13 +387,17 @@ class Store:
                     self._ledger.fold()
             return collection.collect(self.root, self._index(), grace_seconds, dry_run)
 
-    def checkout(self, reference: str) -> Path:
+    def checkout(self, reference: str, unchecked: bool = False) -> Path:
         """A folder with the adapter's two files, verified now. Its path names the content and never changes.
+
+        Args:
+            unchecked: hand out what the trust policy does not admit, too; for looking at it, not for running it.
 
         Raises:
             UnknownReferenceError: listing what exists. StoreError: naming a blob that is missing or damaged.
+            UntrustedError: when the trust policy does not admit it.
         """
-        return self._check_out(self._index(), Reference.parse(reference))
+        return self._check_out(self._index(), Reference.parse(reference), unchecked)
 
     @contextmanager
     def hold(self, reference: str) -> Iterator[Path]:
@@ -401,11 +405,13 @@ class Store:
 
         Raises:
             UnknownReferenceError: listing what exists. StoreError: naming a blob that is missing or damaged.
+            UntrustedError: when the trust policy does not admit it.
         """
-        _, entry = self._index().select(Reference.parse(reference))
+        parsed = Reference.parse(reference)
+        _, entry = self._index().select(parsed)
         ensure_directory(self.root / LEASES)
         with locked(collection.lease(self.root, entry.digest), shared=True):
-            yield self._check_out(self._index(), Reference.parse(reference))
+            yield self._check_out(self._index(), Reference(parsed.name, digest=entry.digest))
 
     def read(self, reference: str, file_name: str) -> bytes:
         """The verified bytes of one of a version's files.
@@ -420,7 +426,11 @@ class Store:
         return self.blobs.read(files[file_name], files[file_name].size)
 
     def resolve(self, reference: str) -> Path | None:
-        """Like `checkout`, or None where the store has no adapter of that name."""
+        """Like `checkout`, or None where the store has no adapter of that name.
+
+        Raises:
+            UntrustedError: when the trust policy does not admit it. Others: as `checkout`.
+        """
         index = self._index()
         parsed = Reference.parse(reference)
         return self._check_out(index, parsed) if parsed.name in index.names else None
@@ -475,9 +485,13 @@ class Store:
             changed = self._append(index, [*changes, *_tagged(index, name, tags, number, descriptor.digest)])
         return replace(self._record(changed, name, number), added=known is None)
 
-    def _check_out(self, index: Index, reference: Reference) -> Path:
+    def _check_out(self, index: Index, reference: Reference, unchecked: bool = False) -> Path:
         _, entry = index.select(reference)
         found = contents.unpack(self.blobs, entry)
+        if not unchecked:
+            from adapters_store.trust.admission import admit
+
+            admit(self, reference.name, entry.digest, {name: each.digest for name, each in found.files.items()})
         return checkouts.check_out(self.blobs, entry.digest, found.files)
 
     def _index(self) -> Index:
