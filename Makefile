@@ -8,7 +8,10 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export VLLM_CACHE_ROOT ?= $(CURDIR)/.cache/vllm
 
-.PHONY: setup demo test test-long lint clean
+# Programs that judge the store from outside: a registry, a reader of image layouts, a browser, a peer of the benchmark.
+PROGRAMS := docker-registry skopeo chromium git-lfs
+
+.PHONY: setup demo test test-long lint programs clean
 
 setup: $(READY)
 
@@ -41,6 +44,13 @@ test: lint
 
 test-long: lint
 	$(BIN)/python -m pytest -m "not ollama"
+
+programs:
+	@missing=; for each in $(PROGRAMS); do command -v $$each >/dev/null || missing="$$missing $$each"; done; \
+	if [ -z "$$missing" ]; then echo "all there: $(PROGRAMS)"; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -q && apt-get install -q -y --no-install-recommends $$missing; \
+	else echo "as root on Debian: apt-get install$$missing"; exit 1; fi
 
 clean:
 	rm -rf $(VENV) .cache build dist

@@ -5,11 +5,25 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import programs
 import pytest
 import torch
 from tiny_models import make_tiny_llama
 
 torch.set_num_threads(1)  # on models this small threads only wait for each other, minutes of it on a busy machine
+
+
+_LEFT_OUT = pytest.StashKey[dict[str, int]]()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    config.stash[_LEFT_OUT] = programs.leave_out(config, items)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for names, count in config.stash.get(_LEFT_OUT, {}).items():
+        terminalreporter.write_line(f"{count} tests not run, no {names} (`make programs` installs it)")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import click
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
@@ -20,27 +21,31 @@ if TYPE_CHECKING:
 _PIPED_WIDTH = 10_000
 
 
-def print_records(records: Iterable[Record]) -> None:
+def print_records(records: Sequence[Record]) -> None:
     """A line per version."""
-    table = Table(box=None, pad_edge=False)
-    for column in ("NAME", "VERSION", "TAGS", "METHOD", "BASE", "SIZE", "DIGEST"):
-        table.add_column(column, justify="right" if column == "SIZE" else "left", overflow="fold")
-    for record in records:
-        table.add_row(
-            *map(
-                plain,
-                (
-                    record.name,
-                    f"v{record.version}",
-                    ", ".join(record.tags),
-                    record.method,
-                    record.base or "unknown",
-                    decimal(record.size),
-                    record.digest[:19],
-                ),
-            )
+    rows = [
+        (
+            record.name,
+            f"v{record.version}",
+            ", ".join(record.tags),
+            record.method,
+            record.base or "unknown",
+            decimal(record.size),
+            record.digest[:19],
         )
-    console().print(table)
+        for record in records
+    ]
+    print_columns(("NAME", "VERSION", "TAGS", "METHOD", "BASE", "SIZE", "DIGEST"), rows, right=("SIZE",))
+
+
+def print_columns(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[str] = ()) -> None:
+    """A table without lines, as wide as it has to be; rich takes minutes for as many rows as a store may have."""
+    table = [titles, *(tuple(map(printable, row)) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    align = [str.rjust if title in right else str.ljust for title in titles]
+    for row in table:
+        cells = (fit(cell, width) for fit, cell, width in zip(align, row, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
 
 
 def print_details(details: Details) -> None:
@@ -90,7 +95,12 @@ def console() -> Console:
 
 def plain(value: str) -> Text:
     """Plain text: an adapter's fields may hold neither markup nor control sequences of a terminal."""
-    return Text("".join(character if character.isprintable() else "?" for character in value))
+    return Text(printable(value))
+
+
+def printable(value: str) -> str:
+    """Without control sequences of a terminal."""
+    return value if value.isprintable() else "".join(each if each.isprintable() else "?" for each in value)
 
 
 def _base(manifest: Manifest) -> str:
