@@ -275,7 +275,7 @@ class Store:
             UnknownReferenceError: listing what exists.
         """
         _, entry = self._index().select(Reference.parse(reference))
-        return Descriptor.model_validate({**entry.to_data(), "annotations": {}})
+        return entry.descriptor
 
     def show(self, reference: str) -> Details:
         """One version with its verified manifests.

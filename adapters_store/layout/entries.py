@@ -56,8 +56,9 @@ class IndexEntry:
 
     @property
     def descriptor(self) -> Descriptor:
-        """As other documents have it."""
-        return Descriptor.model_validate(self.to_data())
+        """As other documents have it: without what only the index says."""
+        kind = {} if self.artifact_type is None else {"artifactType": self.artifact_type}
+        return Descriptor.model_validate({"mediaType": MANIFEST_TYPE, "digest": self.digest, "size": self.size, **kind})
 
     def to_data(self) -> dict[str, Any]:
         """JSON data, from which the same entry is read."""
