@@ -6,7 +6,13 @@ from importlib import import_module
 
 import click
 
-_TOPICS = ("publishing", "listing", "upkeep")
+_TOPICS = (
+    "publishing",
+    "listing",
+    "comparing",
+    "upkeep",
+    "serving",
+)
 
 
 @click.group("store")
