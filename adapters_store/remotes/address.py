@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,6 @@ _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})"
 _HOST = re.compile(rf"(?P<host>{_LABEL}(?:\.{_LABEL})*|\[[0-9A-Fa-f:.]{{2,45}}\])(?::(?P<port>[0-9]{{1,5}}))?")
 _SEGMENT = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*")
 _HUB_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
-_LOOPBACK = re.compile(r"localhost|127(?:\.[0-9]{1,3}){3}|\[::1\]", re.IGNORECASE)
 _SELECTOR = re.compile(r"[:@]")
 _MAX_LENGTH = 1024
 _FORMS = (
@@ -85,7 +85,7 @@ class Address:
     @property
     def loopback(self) -> bool:
         """Whether the registry is on this machine, where plain HTTP is no risk."""
-        return self.scheme == "oci" and _LOOPBACK.fullmatch(self.host_name) is not None
+        return self.scheme == "oci" and is_loopback(self.host_name)
 
     @property
     def host_name(self) -> str:
@@ -128,6 +128,14 @@ def hub_name(repository: str) -> str:
         r"[^a-z0-9]+", lambda run: run[0][0] if run[0][0] in "._-" else "-", repository.partition("/")[2].lower()
     )
     return name.strip("._-")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, without its port, is this machine itself."""
+    try:
+        return host == "localhost" or ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _malformed(text: str, what: str) -> StoreError:
