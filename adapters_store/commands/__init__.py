@@ -10,6 +10,7 @@ _TOPICS = (
     "publishing",
     "listing",
     "comparing",
+    "trust",
     "upkeep",
     "serving",
 )

@@ -29,6 +29,11 @@ def reference(ctx: click.Context, param: click.Parameter, value: str) -> str:
     return value
 
 
+def optional_reference(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """For `callback=` of an argument that may be left out."""
+    return None if value is None else reference(ctx, param, value)
+
+
 def new_reference(ctx: click.Context, param: click.Parameter, value: str) -> str:
     """For `callback=`: `NAME` or `NAME:TAG`."""
     parsed = Reference.parse(reference(ctx, param, value))

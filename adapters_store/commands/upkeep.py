@@ -8,31 +8,30 @@ from pathlib import Path
 
 import click
 
-from adapters_store.commands.options import open_store, store_options
+from adapters_store.commands.completion import references
+from adapters_store.commands.options import open_store, optional_reference, store_options
 
 
 @click.command("verify")
+@click.argument("ref", metavar="[REF]", required=False, callback=optional_reference, shell_complete=references)
+@click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Public key, a PEM file; may be repeated. Then every version has to be signed by one of them.",
+)
 @store_options
-def verify(path: Path | None, as_json: bool) -> None:
-    """Check every blob, reference and manifest; exit with 1 if anything is wrong.
+def verify(ref: str | None, keys: tuple[Path, ...], path: Path | None, as_json: bool) -> None:
+    """Check every blob, reference and manifest, or those of one version; exit with 1 if anything is wrong.
 
-    Example: reft store verify
+    Example: reft store verify sentiment@v3 --key release.pub
     """
-    from adapters_store.commands.tables import progress_bar
+    from adapters_store.commands.verifying import verify_store, verify_version
 
-    with progress_bar("verifying") as progress:
-        report = open_store(path, lenient=True).verify(progress)
-    if as_json:
-        click.echo(json.dumps(report.to_dict(), indent=2))
-    else:
-        for problem in report.problems:
-            click.echo(str(problem))
-        verdict = f"{len(report.problems)} problem(s)" if report.problems else "everything is sound"
-        click.echo(
-            f"{report.versions} versions, {report.tags} tags, {report.blobs} sound blobs of {report.bytes} bytes, "
-            f"{report.unreferenced} of them unreferenced: {verdict}"
-        )
-    sys.exit(0 if report.ok else 1)
+    store = open_store(path, lenient=ref is None)
+    found = verify_store(store, keys, as_json) if ref is None else verify_version(store, ref, keys, as_json)
+    sys.exit(0 if found else 1)
 
 
 @click.command("gc")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
+from adapters_store.layout.contents import unpack
 from adapters_store.trust.policy import Policy, active
 from adapters_store.trust.signing import judge, signatures
-from reft_plugins.errors import StoreError, UntrustedError
+from reft_plugins.errors import ReftError, StoreError, UntrustedError
 
 if TYPE_CHECKING:
     from adapters_store.store import Store
@@ -61,3 +63,43 @@ def admit(store: Store, name: str, digest: str, files: Mapping[str, str], policy
     _admitted[seen] = None
     while len(_admitted) > _REMEMBERED:
         _admitted.popitem(last=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the policy says of one version; `problem` is None where it admits it."""
+
+    reference: str
+    rule: str
+    problem: str | None
+
+    @property
+    def admitted(self) -> bool:
+        """True when runtimes get it."""
+        return self.problem is None
+
+    def explain(self) -> str:
+        """In one line."""
+        return f"admitted by {self.rule}" if self.problem is None else f"refused: {self.problem}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "admitted": self.admitted}
+
+
+def decisions(store: Store, policy: Policy | None, reference: str | None = None) -> Iterator[Decision]:
+    """What a policy says of one version, or of every version; without a policy it is admitted.
+
+    Raises:
+        UnknownReferenceError: when there is no such version, listing what exists.
+    """
+    for record in store.list() if reference is None else (store.find(reference),):
+        rule = "no policy" if policy is None else str(policy.rule_for(record.name))
+        try:
+            if policy is not None:
+                contents = unpack(store.blobs, store.descriptor(f"{record.name}@{record.digest}"))
+                files = {name: each.digest for name, each in contents.files.items()}
+                admit(store, record.name, record.digest, files, policy)
+            yield Decision(record.reference, rule, None)
+        except ReftError as error:
+            yield Decision(record.reference, rule, str(error))

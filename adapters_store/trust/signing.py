@@ -6,15 +6,15 @@ for the same content under any other name. Names that must not stand in for each
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from adapters_store.layout.contents import unpack
 from adapters_store.limits import MAX_SIGNATURE_BYTES, MAX_SIGNATURES
 from adapters_store.trust.keys import PublicKey, distinct
-from reft_plugins.errors import StoreError
+from reft_plugins.errors import ReftError, StoreError
 
 if TYPE_CHECKING:
     from adapters_store.layout.attachments import Attachment
@@ -43,7 +43,7 @@ class Verdict:
     """Who signed a version, as far as some keys tell.
 
     Attributes:
-        reference: the version, by digest.
+        reference: the version.
         digest: of its image manifest.
         signatures: every signature it carries, in the store's order.
     """
@@ -107,7 +107,22 @@ def verify(store: Store, reference: str, keys: Iterable[PublicKey]) -> Verdict:
     """
     record = store.find(reference)
     exact = f"{record.name}@{record.digest}"
-    return judge(store, exact, sound_files(store, exact), keys)
+    return replace(judge(store, exact, sound_files(store, exact), keys), reference=record.reference)
+
+
+def survey(store: Store, keys: Iterable[PublicKey]) -> Iterator[Verdict]:
+    """Who signed each version. Tensors are not read: `Store.verify` does that, for all of them at once.
+
+    A version whose manifests are damaged has one signature that does not count, which says so.
+    """
+    keys = tuple(keys)
+    for record in store.list():
+        try:
+            exact = f"{record.name}@{record.digest}"
+            files = {name: each.digest for name, each in unpack(store.blobs, store.descriptor(exact)).files.items()}
+            yield replace(judge(store, exact, files, keys), reference=record.reference)
+        except ReftError as error:
+            yield Verdict(record.reference, record.digest, (Checked(record.digest, None, str(error)),))
 
 
 def judge(store: Store, reference: str, files: Mapping[str, str], keys: Iterable[PublicKey]) -> Verdict:

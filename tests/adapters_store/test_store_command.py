@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from adapter_variants import flip_bit
 from click.testing import CliRunner, Result
@@ -136,9 +137,15 @@ def test_control_sequences_do_not_reach_the_terminal(reft_store: Invoke, adapter
 
 
 def test_every_command_has_an_example_and_json() -> None:
-    for name, command in group.commands.items():
-        assert f"reft store {name}" in str(command.help).partition("Example:")[2], name
-        assert "--json" in {option for param in command.params for option in param.opts}
+    def check(group: click.Group, path: str) -> None:
+        for name, command in group.commands.items():
+            assert f"{path} {name}" in str(command.help).partition("Example:")[2], name
+            if isinstance(command, click.Group):
+                check(command, f"{path} {name}")
+            else:
+                assert "--json" in {option for param in command.params for option in param.opts}
+
+    check(group, "reft store")
 
 
 def test_nothing_here_imports_torch(adapters: list[Path], tmp_path: Path) -> None:
