@@ -382,10 +382,22 @@ class Store:
             StoreError: when the store is damaged, so that it is not certain what is referred to; nothing was removed.
         """
         with locked(self.root / CONTENT_LOCK):
-            if not dry_run:
+            folded = dry_run or self._try_to_fold()
+            collected = collection.collect(self.root, self._index(), grace_seconds, dry_run)
+            if not folded:  # there is room for it now
                 with self._changing():
                     self._ledger.fold()
-            return collection.collect(self.root, self._index(), grace_seconds, dry_run)
+        return collected
+
+    def _try_to_fold(self) -> bool:
+        """Let `index.json` say everything; False where it cannot be written, as on a full disk."""
+        with self._changing():
+            try:
+                if self._ledger.tail_bytes:
+                    self._ledger.fold()
+            except StoreError:
+                return False
+        return True
 
     def checkout(self, reference: str, unchecked: bool = False) -> Path:
         """A folder with the adapter's two files, verified now. Its path names the content and never changes.
@@ -400,7 +412,7 @@ class Store:
         return self._check_out(self._index(), Reference.parse(reference), unchecked)
 
     @contextmanager
-    def hold(self, reference: str) -> Iterator[Path]:
+    def hold(self, reference: str, unchecked: bool = False) -> Iterator[Path]:
         """As `checkout`; while the context lasts, `gc` leaves the folder alone even if the version is removed.
 
         Raises:
@@ -411,7 +423,7 @@ class Store:
         _, entry = self._index().select(parsed)
         ensure_directory(self.root / LEASES)
         with locked(collection.lease(self.root, entry.digest), shared=True):
-            yield self._check_out(self._index(), Reference(parsed.name, digest=entry.digest))
+            yield self._check_out(self._index(), Reference(parsed.name, digest=entry.digest), unchecked)
 
     def read(self, reference: str, file_name: str) -> bytes:
         """The verified bytes of one of a version's files.
@@ -505,8 +517,7 @@ class Store:
     def _append(self, index: Index, changes: Sequence[Change]) -> Index:
         if changes:
             return self._ledger.append(changes)
-        with explained("write", self.root):
-            sync_directory(self.root)
+        self._ledger.settle()
         return index
 
     def _record(self, index: Index, name: str, version: int) -> Record:

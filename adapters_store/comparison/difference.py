@@ -68,7 +68,7 @@ def _opened(store: Store | None, source: str | Path) -> Iterator[tuple[str, Adap
     if store is None:
         raise StoreError(f"{source!r} is no folder with {MANIFEST_FILE}, and without a store it is no reference")
     exact = store.find(source).reference
-    with store.hold(exact) as folder:
+    with store.hold(exact, unchecked=True) as folder:
         yield exact, Adapter.load(folder)
 
 
