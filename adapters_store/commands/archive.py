@@ -1,0 +1,82 @@
+"""Commands that carry versions in one file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from adapters_store.commands.completion import references as complete
+from adapters_store.commands.options import new_reference, open_store, print_record, reference, store_options
+
+
+def _references(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(reference(ctx, param, value) for value in values)
+
+
+def _name(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and ":" in new_reference(ctx, param, value):
+        raise click.BadParameter(f"{value!r}: write a name without a tag")
+    return value
+
+
+@click.command("export")
+@click.argument("file", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("refs", metavar="[REF]...", nargs=-1, callback=_references, shell_complete=complete)
+@click.option("--all", "everything", is_flag=True, help="Every version of the store.")
+@click.option("--force", is_flag=True, help="Replace FILE if it is there already.")
+@store_options
+def export(file: Path, refs: tuple[str, ...], everything: bool, force: bool, path: Path | None, as_json: bool) -> None:
+    """Write versions to one FILE, with their signatures and certificates: an OCI image layout in a tar.
+
+    A bare NAME stands for all of its versions and tags, NAME:TAG for one version with that tag. Other programs read
+    the file as oci-archive:FILE:NAME@vN. The same versions give the same bytes.
+
+    Example: reft store export sentiment.tar sentiment
+    """
+    if everything == bool(refs):
+        raise click.UsageError("name versions to export, or say --all")
+    from adapters_store.archive.writing import export as write
+    from adapters_store.commands.tables import progress_bar
+
+    with progress_bar("exporting") as progress:
+        written = write(open_store(path), file, refs, force=force, progress=progress)
+    if as_json:
+        click.echo(json.dumps(written.to_dict(), indent=2))
+        return
+    for record in written.records:
+        print_record(record, "exported", as_json)
+    click.echo(f"{len(written.records)} versions, {written.attachments} attachments: {file}, {written.size} bytes")
+
+
+@click.command("import")
+@click.argument("file", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("refs", metavar="[REF]...", nargs=-1, callback=_references)
+@click.option("--as", "name", metavar="NAME", callback=_name, help="Import the versions under this name.")
+@click.option("--renumber", is_flag=True, help="Give the versions the next free numbers instead of their own.")
+@store_options
+def import_(
+    file: Path, refs: tuple[str, ...], name: str | None, renumber: bool, path: Path | None, as_json: bool
+) -> None:
+    """Read versions from FILE, written by `reft store export` or as oci-archive; all of it, or what REF names.
+
+    Everything is verified. Versions keep their numbers, tags move. A number that has other content here is an error,
+    after everything else was imported.
+
+    Example: reft store import sentiment.tar
+    """
+    from adapters_store.archive.reading import import_ as read
+    from adapters_store.commands.tables import progress_bar
+
+    with progress_bar("importing") as progress:
+        found = read(open_store(path), file, refs, name=name, renumber=renumber, progress=progress)
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=2))
+        return
+    for record in found.records:
+        print_record(record, "imported" if record.added else "already there:", as_json)
+    click.echo(f"{len(found.records)} versions, {found.attachments} attachments")
+
+
+COMMANDS = (export, import_)
