@@ -93,11 +93,32 @@ class Ledger:
             except StoreError as error:
                 raise StoreError(
                     f"the change is in {HISTORY_FILE} and thereby made, but {INDEX_FILE}, which other programs read, "
-                    f"is behind: {error}. Make room and repeat the command"
+                    f"is behind: {error}. The next change writes it; so does `reft store gc`, which makes room first"
                 ) from None
             self._index_stamp = _stamp(self.index_path)
             self._index = replace(index, offset=self._position)
             self._behind = False
+
+    def settle(self) -> None:
+        """Make what was read durable, and write `index.json` if it is due: for a change that was made before.
+
+        Its writer may have died, or failed to write `index.json`. Under the store's lock.
+
+        Raises:
+            StoreError: when that cannot be written.
+        """
+        with self._mutex:
+            self.read()
+            with explained("write", self.history_path):
+                if os.path.lexists(self.history_path):
+                    descriptor = os.open(self.history_path, _APPEND)
+                    try:
+                        os.fsync(descriptor)
+                    finally:
+                        os.close(descriptor)
+                sync_directory(self.history_path.parent)
+            if self.tail_bytes and self._fold_is_due():
+                self.fold()
 
     @property
     def tail_bytes(self) -> int:

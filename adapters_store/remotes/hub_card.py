@@ -38,7 +38,7 @@ def model_card(repository: str, manifest: Manifest) -> str:
 
 def _on_the_hub(name: str) -> bool:
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(name)

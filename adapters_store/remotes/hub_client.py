@@ -127,7 +127,7 @@ class HubClient:
         """
         from huggingface_hub import hf_hub_url
         from huggingface_hub.file_download import http_get
-        from huggingface_hub.utils import build_hf_headers
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
         url = hf_hub_url(self.repository, path, revision=commit, endpoint=self.api.endpoint)
         headers = build_hf_headers(library_name="reft-plugins", headers={"Accept-Encoding": "identity"})
@@ -220,14 +220,13 @@ class _Bounded:
 @contextmanager
 def _quiet_and_patient() -> Iterator[None]:
     """No progress bars of the library's own; and a limit to its patience, where it has none."""
-    from huggingface_hub import get_session
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub import get_session, utils
 
-    loud = not are_progress_bars_disabled()
+    loud = not utils.are_progress_bars_disabled()  # type: ignore[attr-defined]
     session = get_session()
     timeout = session.timeout
     if loud:
-        disable_progress_bars()
+        utils.disable_progress_bars()  # type: ignore[attr-defined]
     if set(timeout.as_dict().values()) == {None}:
         session.timeout = TIMEOUT_SECONDS
     try:
@@ -235,7 +234,7 @@ def _quiet_and_patient() -> Iterator[None]:
     finally:
         session.timeout = timeout
         if loud:
-            enable_progress_bars()
+            utils.enable_progress_bars()  # type: ignore[attr-defined]
 
 
 def _advice(error: HfHubHTTPError) -> str:
