@@ -18,7 +18,7 @@ from adapters_store.layout.files import PARTIAL, check_directory, ensure_directo
 from adapters_store.layout.history import HISTORY_FILE, Detached, Removed, read_history
 from adapters_store.layout.index import Index
 from adapters_store.layout.locks import locked_if_free
-from adapters_store.layout.oci import MAX_MANIFEST_BYTES, load_json
+from adapters_store.layout.oci import CONFIG_TYPE, MAX_MANIFEST_BYTES, load_json
 from adapters_store.records import Collected
 from reft_plugins.errors import StoreError
 
@@ -121,7 +121,8 @@ def _reachable(blobs: Blobs, index: Index, also: Iterable[str]) -> Iterator[str]
 
 
 def _is_manifest(media_type: str) -> bool:
-    return media_type.endswith("+json") and (".manifest." in media_type or ".index." in media_type)
+    kind = media_type.endswith("+json") and (".manifest." in media_type or ".index." in media_type)
+    return kind and media_type != CONFIG_TYPE
 
 
 def _children(blobs: Blobs, entry: IndexEntry) -> list[Any]:
