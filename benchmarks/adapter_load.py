@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bases import count_parameters, make_llama
+from percentiles import p99
 from rich.table import Table
 from serving_peers.answering import ask
 from serving_peers.process import engine_environment
@@ -153,14 +154,10 @@ def _table(title: str) -> Table:
 
 
 def _row(table: Table, title: str, wall: list[float], processor: list[float] | None = None, held: bool = False) -> None:
-    p99 = _p99(wall)
-    target = (f"<= {TARGET_MS:.0f}", "met" if p99 <= TARGET_MS else "MISSED") if held else ("", "")
-    work = f"{_p99(processor):.2f}" if processor else ""
-    table.add_row(title, f"{statistics.median(wall):.2f}", f"{p99:.2f}", f"{max(wall):.2f}", work, *target)
-
-
-def _p99(values: list[float]) -> float:
-    return sorted(values)[max(0, -(-99 * len(values) // 100) - 1)]
+    found = p99(wall)
+    target = (f"<= {TARGET_MS:.0f}", "met" if found <= TARGET_MS else "MISSED") if held else ("", "")
+    work = f"{p99(processor):.2f}" if processor else ""
+    table.add_row(title, f"{statistics.median(wall):.2f}", f"{found:.2f}", f"{max(wall):.2f}", work, *target)
 
 
 def say(text: str) -> None:

@@ -23,9 +23,8 @@ import tempfile
 from pathlib import Path
 
 from bases import make_llama
+from environments import build_environment
 
-ROOT = Path(__file__).resolve().parent.parent
-CACHE = ROOT / ".cache" / "benchmarks"
 PEERS = Path(__file__).resolve().parent / "training_peers"
 PYREFT_NEEDS = ["torch==2.13.0", "transformers==4.45.1", "accelerate<1.1", "datasets", "matplotlib", "seaborn", "numpy"]
 PYREFT = ["pyreft==0.1.0", "pyvene==0.1.8"]
@@ -34,7 +33,7 @@ COMPARISONS = {"LoReFT": ("reft-plugins", "pyreft"), "LoRA": ("reft-plugins", "P
 
 def main() -> None:
     arguments = _arguments()
-    pyreft_python = _pyreft_environment()
+    pyreft_python = build_environment("pyreft", PYREFT_NEEDS, ["--no-deps", *PYREFT])
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         base = arguments.base or make_llama(
@@ -134,18 +133,6 @@ def _make_data(path: Path, arguments: argparse.Namespace) -> Path:
     rows = [{"prompt": words(30, 15, 0.6), "completion": " " + words(0, 40, 0.9)} for _ in range(count)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-def _pyreft_environment() -> Path:
-    folder = CACHE / "pyreft"
-    python = folder / "bin" / "python"
-    if not (folder / "ready").exists():
-        print("building an environment for pyreft (once)", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", *PYREFT_NEEDS], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", "--no-deps", *PYREFT], check=True)
-        (folder / "ready").touch()
-    return python
 
 
 def _machine() -> dict[str, object]:

@@ -44,9 +44,9 @@ def describe(found: dict[str, Any]) -> str:
     )
 
 
-def wide_console() -> Console:
+def wide_console(width: int = 150) -> Console:
     """A console on which no column of the tables is cut off."""
-    return Console(width=max(Console().width, 150))
+    return Console(width=max(Console().width, width))
 
 
 def ratio(results: dict[Row, Rounds], row: Row, reference: Row, key: str = "seconds") -> tuple[float, float, float]:
