@@ -10,64 +10,12 @@ from pathlib import Path
 import pytest
 from adapter_variants import make_adapter, vary
 from small_disks import Disk, as_somebody_else, files_of_at_most, mounted
+from store_verbs import ANSWERED_ONCE, VERBS, WRITERS, small_store, state, written
 
 from adapters_store import Store
-from adapters_store.layout import contents
-from adapters_store.layout.index import Index
 from reft_plugins.errors import StoreError
 
 FULL = ("No space left on device", "File too large")
-Verb = Callable[[Store, Path], object]
-
-
-def _adopt(store: Store, adapter: Path) -> object:
-    with store.writing():
-        descriptor, _ = contents.pack(adapter, store.blobs)
-        store.blobs.sync()
-        return store.adopt("imported", descriptor, version=7, tags=("prod",))
-
-
-def _attach(store: Store, adapter: Path) -> object:
-    kind, file = "application/vnd.reft.certificate.v1", ("application/json", b"{}" + b" " * 3000)
-    return store.attach("sentiment@v1", kind, {"certificate.json": file})
-
-
-VERBS: dict[str, tuple[Verb, Callable[[Store], bool]]] = {
-    "add": (
-        lambda store, adapter: store.add(adapter, "sentiment:latest"),
-        lambda store: store.find("sentiment:latest").version == 3,
-    ),
-    "adopt": (_adopt, lambda store: store.find("imported:prod").version == 7),
-    "attach": (_attach, lambda store: len(store.attachments("sentiment@v1")) == 1),
-    "tag": (
-        lambda store, adapter: store.tag("sentiment@v1", "latest"),
-        lambda store: store.find("sentiment:latest").version == 1,
-    ),
-    "untag": (
-        lambda store, adapter: _unless_gone(lambda: store.untag("sentiment:latest")),
-        lambda store: all(not record.tags for record in store.list()),
-    ),
-    "remove": (
-        lambda store, adapter: _unless_gone(lambda: store.remove("sentiment@v1")),
-        lambda store: [record.version for record in store.list("sentiment")] == [2],
-    ),
-    "checkout": (
-        lambda store, adapter: store.checkout("sentiment@v1"),
-        lambda store: (store.checkout("sentiment@v1") / "adapter.json").is_file(),
-    ),
-}
-
-
-ANSWERED_ONCE = ("untag", "remove")
-"""Where the first attempt changed the history and not `index.json`, a second one finds nothing left to do."""
-
-
-def _unless_gone(action: Callable[[], object]) -> object:
-    """A change that an earlier attempt made, whose answer got lost, is not there to be made again."""
-    try:
-        return action()
-    except LookupError:
-        return None
 
 
 @pytest.fixture(scope="module")
@@ -85,34 +33,12 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
         yield found
 
 
-def _store(path: Path, adapters: list[Path]) -> Store:
-    store = Store.init(path)
-    store.add(adapters[0], "sentiment:first")
-    store.add(adapters[1], "sentiment:latest")
-    store.untag("sentiment:first")
-    return store
-
-
-def _state(store: Store) -> set[tuple[str, str, tuple[str, ...]]]:
-    return {(record.reference, record.digest, record.tags) for record in store.list()}
-
-
-def _written(store: Store) -> set[tuple[str, str, tuple[str, ...]]]:
-    """As `_state`, but what other programs see: only what `index.json` says."""
-    index = Index.parse((store.root / "index.json").read_bytes(), "index.json")
-    return {
-        (f"{name}@v{number}", entry.digest, index.tags_by_digest(name).get(entry.digest, ()))
-        for name, named in index.names.items()
-        for number, entry in named.versions.items()
-    }
-
-
 def _fails_until_there_is_room(
     store: Store, verb: str, adapter: Path, limits: Iterator[int], room: Callable[[int], None]
 ) -> int:
     """Tries with more and more room; returns the number of failures before the first success."""
     action, done = VERBS[verb]
-    before = _state(store)
+    before = state(store)
     for failures, limit in enumerate(limits):
         room(limit)
         try:
@@ -122,18 +48,18 @@ def _fails_until_there_is_room(
             assert str(store.root) in str(error)
         else:
             assert done(store)
-            assert _written(store) == _state(store) or verb in ANSWERED_ONCE
+            assert written(store) == state(store) or verb in ANSWERED_ONCE
             return failures
         report = store.verify()
         assert report.ok, report.problems
-        assert _state(store) == before or done(store), f"{verb} was done by half at {limit}"
+        assert state(store) == before or done(store), f"{verb} was done by half at {limit}"
         assert Store.open(store.root).find("sentiment@v2").reference == "sentiment@v2"
     raise AssertionError(f"{verb} never succeeded")
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_full_disk(disk: Disk, adapters: list[Path], verb: str) -> None:
-    store = _store(disk.path / "store", adapters)
+    store = small_store(disk.path / "store", adapters)
 
     def room(pages: int) -> None:
         disk.free()
@@ -144,14 +70,14 @@ def test_full_disk(disk: Disk, adapters: list[Path], verb: str) -> None:
     disk.free()
     assert VERBS[verb][1](Store.open(store.root))
     store.gc(grace_seconds=0)
-    assert _written(store) == _state(store)
+    assert written(store) == state(store)
     assert store.verify().ok
     assert store.verify().unreferenced == 0
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_no_names_left_on_the_disk(disk: Disk, adapters: list[Path], verb: str) -> None:
-    store = _store(disk.path / "store", adapters)
+    store = small_store(disk.path / "store", adapters)
 
     def room(names: int) -> None:
         disk.free()
@@ -164,7 +90,7 @@ def test_no_names_left_on_the_disk(disk: Disk, adapters: list[Path], verb: str) 
 
 
 def test_gc_makes_room_on_a_full_disk(disk: Disk, adapters: list[Path]) -> None:
-    store = _store(disk.path / "store", adapters)
+    store = small_store(disk.path / "store", adapters)
     store.add(adapters[2], "other:latest")
     store.remove("sentiment@v1")
     disk.leave(0)
@@ -172,10 +98,10 @@ def test_gc_makes_room_on_a_full_disk(disk: Disk, adapters: list[Path]) -> None:
         store.remove("other@v1", force=True)
     with pytest.raises(StoreError, match="No space left"):
         store.add(adapters[2], "sentiment:latest")
-    assert _written(store) != _state(store)
+    assert written(store) != state(store)
     collected = store.gc(grace_seconds=0)
     assert collected.blobs >= 2
-    assert _written(store) == _state(store)
+    assert written(store) == state(store)
     assert store.verify().ok
     assert store.add(adapters[2], "sentiment:latest").version == 3
 
@@ -183,10 +109,10 @@ def test_gc_makes_room_on_a_full_disk(disk: Disk, adapters: list[Path]) -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_writes_that_stop_in_the_middle(tmp_path: Path, adapters: list[Path], verb: str) -> None:
     """Everywhere, also without rights: files may not grow beyond a size, found by trying sizes from nothing on."""
-    store = _store(tmp_path / "store", adapters)
+    store = small_store(tmp_path / "store", adapters)
     largest = max(path.stat().st_size for path in (tmp_path / "store").rglob("*") if path.is_file())
     action, done = VERBS[verb]
-    before, failures = _state(store), 0
+    before, failures = state(store), 0
     for size in [*range(0, 3000, 111), *range(3000, 2 * largest, 9973)]:
         try:
             with files_of_at_most(size):
@@ -198,10 +124,10 @@ def test_writes_that_stop_in_the_middle(tmp_path: Path, adapters: list[Path], ve
             break
         report = store.verify()
         assert report.ok, report.problems
-        assert _state(store) == before or done(store), f"{verb} was done by half at {size}"
+        assert state(store) == before or done(store), f"{verb} was done by half at {size}"
     assert failures >= 3
     assert done(store)
-    assert _written(store) == _state(store) or verb in ANSWERED_ONCE
+    assert written(store) == state(store) or verb in ANSWERED_ONCE
     assert list((store.root / ".partial").iterdir()) == []
 
 
@@ -215,23 +141,17 @@ def _read_everything(store: Store) -> str:
     return "all read"
 
 
-WRITERS: dict[str, Verb] = {
-    **{name: verb for name, (verb, _) in VERBS.items()},
-    "gc": lambda store, adapter: store.gc(grace_seconds=0),
-}
-
-
 @pytest.mark.parametrize("verb", WRITERS)
 def test_read_only_disk(disk: Disk, adapters: list[Path], verb: str) -> None:
-    store = _store(disk.path / "store", adapters)
+    store = small_store(disk.path / "store", adapters)
     store.checkout("sentiment:latest")
-    before = _state(store)
+    before = state(store)
     with disk.read_only():
         _read_everything(store)
         _read_everything(Store.open(store.root))
         with pytest.raises(StoreError, match="Read-only file system"):
             WRITERS[verb](store, adapters[2])
-        assert _state(store) == before
+        assert state(store) == before
     WRITERS[verb](store, adapters[2])
     assert verb == "gc" or VERBS[verb][1](store)
     assert store.verify().ok
@@ -243,10 +163,10 @@ def test_somebody_elses_store(adapters: list[Path], verb: str, monkeypatch: pyte
     folder = Path(tempfile.mkdtemp(prefix="reft-test-"))  # pytest's own folders are closed to others
     monkeypatch.setenv("XDG_CONFIG_HOME", str(folder))
     try:
-        store = _store(folder / "store", adapters)
+        store = small_store(folder / "store", adapters)
         store.checkout("sentiment:latest")
         adapter = Path(shutil.copytree(adapters[2], folder / "adapter"))
-        before = _state(store)
+        before = state(store)
         for path in [folder, *folder.rglob("*")]:
             path.chmod(0o555 if path.is_dir() else 0o444)
         assert as_somebody_else(lambda: _read_everything(Store.open(store.root))) == "all read"
@@ -255,7 +175,7 @@ def test_somebody_elses_store(adapters: list[Path], verb: str, monkeypatch: pyte
         assert "Permission denied" in answer
         for path in [folder, *folder.rglob("*")]:
             path.chmod(0o755 if path.is_dir() else 0o644)
-        assert _state(store) == before
+        assert state(store) == before
         assert store.verify().ok
         WRITERS[verb](store, adapter)
     finally:
@@ -264,7 +184,7 @@ def test_somebody_elses_store(adapters: list[Path], verb: str, monkeypatch: pyte
 
 def test_the_disk_fills_up_while_others_read(disk: Disk, adapters: list[Path], tmp_path: Path) -> None:
     """Adapters are added until nothing fits; whatever was acknowledged is there, and one removal makes room again."""
-    store = _store(disk.path / "store", adapters)
+    store = small_store(disk.path / "store", adapters)
     acknowledged = []
     with pytest.raises(StoreError, match="No space left"):
         for number in range(2000):
@@ -277,5 +197,5 @@ def test_the_disk_fills_up_while_others_read(disk: Disk, adapters: list[Path], t
     with pytest.raises(StoreError, match="thereby made"):
         store.remove("name0@v1", force=True)
     assert store.gc(grace_seconds=0).blobs >= 1
-    assert _written(store) == _state(store)
+    assert written(store) == state(store)
     assert store.verify().ok

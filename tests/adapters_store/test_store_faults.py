@@ -16,13 +16,15 @@ from adapter_variants import vary
 from adapters_store import Store
 from reft_plugins.errors import StoreError
 
-STEPS = ("open", "fsync", "replace", "mkdir", "rename")
+STEPS = ("open", "write", "fsync", "replace", "mkdir", "rename", "unlink")
 
 
 def changes_the_disk(name: str, arguments: tuple[Any, ...]) -> bool:
-    """Opening for reading does not, nor does making a folder that is there (which the lock's library tries)."""
+    """Opening for reading does not, nor does making a folder that is there, or removing a file that is not."""
     if name == "open":
         return bool(arguments[1] & os.O_CREAT)
+    if name == "unlink":
+        return os.path.lexists(arguments[0])
     return name != "mkdir" or not os.path.exists(arguments[0])
 
 
@@ -51,7 +53,7 @@ def failing_step(number: int) -> Iterator[list[str]]:
             setattr(os, name, original)
 
 
-def _every_step(attempt: Callable[[], object]) -> Iterator[int]:
+def every_step(attempt: Callable[[], object]) -> Iterator[int]:
     """Runs `attempt` with its first step failing, then its second, and so on; yields after each failure."""
     for number in range(100):
         with failing_step(number) as taken:
@@ -69,7 +71,7 @@ def _every_step(attempt: Callable[[], object]) -> Iterator[int]:
 def test_a_failing_disk_during_add(store: Store, adapters: list[Path]) -> None:
     store.add(adapters[0], "sentiment:latest")
     failures = 0
-    for _ in _every_step(lambda: store.add(adapters[1], "sentiment:latest")):
+    for _ in every_step(lambda: store.add(adapters[1], "sentiment:latest")):
         failures += 1
         records = {record.reference: record for record in store.list()}
         assert "sentiment@v1" in records
@@ -87,7 +89,7 @@ def test_a_failing_disk_during_tag(store: Store, adapters: list[Path]) -> None:
     store.add(adapters[0], "sentiment:latest")
     store.add(adapters[1], "sentiment:latest")
     failures = 0
-    for _ in _every_step(lambda: store.tag("sentiment@v1", "latest")):
+    for _ in every_step(lambda: store.tag("sentiment@v1", "latest")):
         failures += 1
         assert store.show("sentiment:latest").record.version in (1, 2)
         assert len(store.list()) == 2
@@ -99,7 +101,7 @@ def test_a_failing_disk_during_tag(store: Store, adapters: list[Path]) -> None:
 def test_a_failing_disk_during_checkout(store: Store, adapters: list[Path]) -> None:
     store.add(adapters[0], "sentiment:latest")
     failures = 0
-    for _ in _every_step(lambda: store.checkout("sentiment:latest")):
+    for _ in every_step(lambda: store.checkout("sentiment:latest")):
         failures += 1
         assert store.verify().ok
         assert list((store.root / ".partial").iterdir()) == []
@@ -108,7 +110,7 @@ def test_a_failing_disk_during_checkout(store: Store, adapters: list[Path]) -> N
 
 
 def test_a_failing_disk_during_init(tmp_path: Path) -> None:
-    failures = sum(1 for _ in _every_step(lambda: Store.init(tmp_path / "store")))
+    failures = sum(1 for _ in every_step(lambda: Store.init(tmp_path / "store")))
     assert failures >= 5
     assert Store.open(tmp_path / "store").verify().ok
 
