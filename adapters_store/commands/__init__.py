@@ -11,6 +11,8 @@ _TOPICS = (
     "listing",
     "comparing",
     "archive",
+    "files",
+    "attachments",
     "trust",
     "upkeep",
     "serving",

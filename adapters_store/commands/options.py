@@ -44,7 +44,11 @@ def new_reference(ctx: click.Context, param: click.Parameter, value: str) -> str
 
 def store_options(function: Function) -> Function:
     """Adds `--store` (parameter `path`) and `--json` (`as_json`)."""
-    function = click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+    return store_option(click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function))
+
+
+def store_option(function: Function) -> Function:
+    """Adds `--store` (parameter `path`)."""
     return click.option(
         "--store", "path", envvar=VARIABLE, type=click.Path(path_type=Path), help=f"The store's folder; or {VARIABLE}."
     )(function)
