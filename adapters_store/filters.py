@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Protocol
 
-from adapters_store.records import Record
 from reft_plugins.errors import StoreError
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -21,6 +21,30 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
 }
 _CONDITION = re.compile(r"\s*([^\s<>=!]+)\s*(?:(>=|<=|==|!=|=|>|<)\s*(\S+))?\s*")
+
+
+class Described(Protocol):
+    """What conditions are about: a version of a store, or of a remote."""
+
+    @property
+    def name(self) -> str:
+        """Of the adapter."""
+
+    @property
+    def method(self) -> str:
+        """As its manifest says."""
+
+    @property
+    def base(self) -> str | None:
+        """As its manifest says; None where it is not known."""
+
+    @property
+    def tags(self) -> Sequence[str]:
+        """Those that point to it."""
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Of the training record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +72,7 @@ class MetricCondition:
             pass
         raise StoreError(f"{text!r} is no condition on a metric. Write for example 'accuracy>=0.9', or 'accuracy'")
 
-    def met_by(self, record: Record) -> bool:
+    def met_by(self, record: Described) -> bool:
         """Whether a version's training record meets it."""
         return self.name in record.metrics and self.compare(record.metrics[self.name], self.value)
 
@@ -78,7 +102,7 @@ class Filter:
         """Whether versions of a name can be meant at all."""
         return self.name is None or fnmatchcase(name, self.name)
 
-    def takes(self, record: Record) -> bool:
+    def takes(self, record: Described) -> bool:
         """Whether a version is meant."""
         return (
             self.takes_name(record.name)

@@ -13,6 +13,7 @@ from oras.provider import Registry as OrasRegistry
 
 from adapters_store.remotes.address import Address
 from adapters_store.remotes.login import Login
+from adapters_store.remotes.remote import UnreachableError
 from adapters_store.remotes.session import Patience, Session
 from reft_plugins.errors import StoreError
 
@@ -125,10 +126,11 @@ def refusal(address: str, what: str, response: requests.Response) -> StoreError:
     else:
         way_out = "Check that the address is one of a registry"
     phrase = HTTPStatus(status).phrase if status in list(HTTPStatus) else "unknown"
-    return StoreError(f"{address}: the registry refuses to {what}: {status} {phrase}{_reason(response)}. {way_out}")
+    kind = UnreachableError if status in (401, 408, 429) or status >= 500 else StoreError
+    return kind(f"{address}: the registry refuses to {what}: {status} {phrase}{_reason(response)}. {way_out}")
 
 
-def unreachable(address: str, what: str, error: Exception) -> StoreError:
+def unreachable(address: str, what: str, error: Exception) -> UnreachableError:
     """The error for a request that got no complete answer."""
     if isinstance(error, requests.exceptions.SSLError):
         way_out = (
@@ -137,7 +139,7 @@ def unreachable(address: str, what: str, error: Exception) -> StoreError:
         )
     else:
         way_out = "Check the address and the network and try again: what has arrived is not sent again"
-    return StoreError(f"{address}: could not {what}: {_plain(_cause(error))}. {way_out}")
+    return UnreachableError(f"{address}: could not {what}: {_plain(_cause(error))}. {way_out}")
 
 
 def _cause(error: BaseException) -> str:

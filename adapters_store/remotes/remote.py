@@ -1,4 +1,4 @@
-"""What every remote can do. `transfer.py` moves adapters between a store and anything that satisfies `Remote`.
+"""What every remote can do. `transfer.py` moves adapters between a store and whatever satisfies this.
 
 A remote holds *names* (a registry: repositories below a prefix). Under a name, *tags* point to manifests: version N of
 a store is the tag `vN`, a tag T is the tag T. Nothing that a remote answers is believed before its digest is checked.
@@ -6,18 +6,26 @@ a store is the tag `vN`, a tag T is the tag T. Nothing that a remote answers is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from adapters_store.layout.oci import Descriptor
+from reft_plugins.errors import StoreError
 
+
+class UnreachableError(StoreError):
+    """A remote gave no complete answer: asking again may help, asking it for something else will not."""
+
+
+_VERSION = re.compile("v([1-9][0-9]{0,8})")
 Progress = Callable[[int], None]
 """Called with the number of bytes that just moved."""
 
 
-class Remote(Protocol):
-    """A place to push to and pull from. Every method raises `StoreError`, naming the place, when it cannot do it."""
+class Source(Protocol):
+    """A place to pull from. Every method raises `StoreError`, naming the place, when it cannot do it."""
 
     @property
     def address(self) -> str:
@@ -39,12 +47,6 @@ class Remote(Protocol):
     def manifest(self, name: str, reference: str) -> bytes:
         """A manifest by tag or digest, of at most `MAX_MANIFEST_BYTES`. By digest, its bytes were verified."""
 
-    def has_blob(self, name: str, descriptor: Descriptor) -> bool:
-        """Whether a blob is there already."""
-
-    def push_blob(self, name: str, descriptor: Descriptor, path: Path, progress: Progress) -> None:
-        """Upload a blob from a file; it is there when this returns, and not at all otherwise."""
-
     def pull_blob(self, name: str, descriptor: Descriptor, target: BinaryIO, progress: Progress) -> None:
         """Download a blob into a file that is open for reading and writing.
 
@@ -53,14 +55,48 @@ class Remote(Protocol):
         hold more of the blob's first bytes than before, so that another attempt goes on from there.
         """
 
-    def push_manifest(self, name: str, reference: str, descriptor: Descriptor, data: bytes) -> None:
-        """Store a manifest, whose blobs are there, under a tag or its digest. An existing tag moves."""
-
     def referrers(self, name: str, digest: str) -> Sequence[Descriptor]:
         """The manifests that have this one as their `subject`: signatures, certificates."""
 
+
+class Remote(Source, Protocol):
+    """A place to push to, too."""
+
+    def has_blob(self, name: str, descriptor: Descriptor) -> bool:
+        """Whether a blob is there already."""
+
+    def push_blob(self, name: str, descriptor: Descriptor, path: Path, progress: Progress) -> None:
+        """Upload a blob from a file; it is there when this returns, and not at all otherwise."""
+
+    def push_manifest(self, name: str, reference: str, descriptor: Descriptor, data: bytes) -> None:
+        """Store a manifest, whose blobs are there, under a tag or its digest. An existing tag moves."""
+
     def push_referrer(self, name: str, subject: str, descriptor: Descriptor, data: bytes) -> None:
         """Store a manifest, whose blobs are there, so that `referrers(name, subject)` lists it."""
+
+
+def where(remote: Source, name: str, reference: str = "") -> str:
+    """How people write a name, a tag or a digest at a remote."""
+    address = remote.address if remote.address.startswith("hf://") else f"{remote.address}/{name}"
+    mark = "@" if reference.startswith("sha256:") else ":"
+    return f"{address}{mark}{reference}" if reference else address
+
+
+def version_number(tag: str) -> int | None:
+    """N of the tag `vN`, which stands for version N at a remote; None for other tags."""
+    match = _VERSION.fullmatch(tag)
+    return int(match[1]) if match is not None else None
+
+
+def numbers(tags: Iterable[str]) -> list[int]:
+    """The versions among some tags, the latest first."""
+    return sorted(filter(None, map(version_number, tags)), reverse=True)
+
+
+def number_of(source: Source, name: str, digest: str) -> int | None:
+    """The version that some content is at a remote; asks about one version after the other, the latest first."""
+    tags = source.tags(name)
+    return next((number for number in numbers(tags) if tags[f"v{number}"].digest == digest), None)
 
 
 class LazyTags(Mapping[str, Descriptor]):
