@@ -10,6 +10,7 @@ _TOPICS = (
     "publishing",
     "listing",
     "comparing",
+    "history",
     "archive",
     "files",
     "attachments",

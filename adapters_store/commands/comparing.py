@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from adapters_store.commands.completion import references
 from adapters_store.commands.options import open_store, reference, store_options
 
 
@@ -18,8 +19,8 @@ def _source(ctx: click.Context, param: click.Parameter, value: str) -> str:
 
 
 @click.command("diff")
-@click.argument("a", metavar="A", callback=_source)
-@click.argument("b", metavar="B", callback=_source)
+@click.argument("a", metavar="A", callback=_source, shell_complete=references)
+@click.argument("b", metavar="B", callback=_source, shell_complete=references)
 @click.option("--plot", "picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw it: .svg, .png or .pdf.")
 @click.option("--exit-code", is_flag=True, help="Exit with 1 if they differ, as git diff does.")
 @store_options

@@ -25,11 +25,10 @@ def diff(store: Store | None, a: str | Path, b: str | Path) -> Difference:
 
     Args:
         store: where references are looked up; None where both are folders.
-        a, b: references of the store, or adapter directories.
+        a, b: references of the store, also of versions that its trust policy does not admit; or adapter directories.
 
     Raises:
-        UnknownReferenceError: listing what exists. StoreError: a blob is missing or damaged, there is no store, or its
-            trust policy does not admit one of them.
+        UnknownReferenceError: listing what exists. StoreError: a blob is missing or damaged, or there is no store.
         AdapterError: a directory or version is no sound adapter.
     """
     with _opened(store, a) as (name_a, adapter_a), _opened(store, b) as (name_b, adapter_b):

@@ -12,32 +12,27 @@ from reft_plugins.pictures import picture as drawn
 if TYPE_CHECKING:
     from adapters_store.comparison.results import Difference
 
-_TEXT, _GRID = "#808080", "#8080804d"
+INK = "#808080"
+"""A grey that stands out from white and from black alike; so do the other colours. The background is left out."""
+_GRID = "#8080804d"
 _DISTANCE, _PLACE = "#d9822b", "#d9822b80"
 _SPACES = dict(zip(SPACES, ("#4a86d0", "#3a9f6c"), strict=True))
-_SETTINGS: dict[Any, Any] = {
-    "text.color": _TEXT,
-    "axes.labelcolor": _TEXT,
-    "axes.edgecolor": _TEXT,
-    "xtick.color": _TEXT,
-    "ytick.color": _TEXT,
-    "grid.color": _GRID,
-}
-"""Greys and colours that stand out from white and from black alike; the background is left out."""
 _BESIDE: dict[str, Any] = {"frameon": False, "loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
 
 
-def picture(difference: Difference, form: str = "svg") -> bytes:
+def picture(difference: Difference, form: str = "svg", ink: str = INK) -> bytes:
     """Relative distance, and the smallest and largest principal angle, of every decoder layer.
 
     The text of an SVG is the same for equal differences.
 
     Args:
         form: `svg`, `png`, `pdf`, … as matplotlib knows them.
+        ink: colour of texts and axes.
 
     Raises:
         StoreError: matplotlib is missing, or does not know the form.
     """
+    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     try:
         return drawn(
             lambda panels: _paint(difference, *panels),
@@ -45,7 +40,7 @@ def picture(difference: Difference, form: str = "svg") -> bytes:
             height=4.6,
             transparent=True,
             panels=2,
-            settings=_SETTINGS,
+            settings={**dict.fromkeys(inked, ink), "grid.color": _GRID},
         )
     except ImportError as error:
         raise StoreError(f"plots need matplotlib, which cannot be imported ({error}). pip install matplotlib") from None
