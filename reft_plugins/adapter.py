@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from reft_plugins.manifest import (
     sha256,
 )
 from reft_plugins.program import Edit, Program, WeightDelta
+from reft_plugins.tensor_header import check_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,6 +106,8 @@ class Adapter:
                 blob = file.read(manifest.tensors.size + 1)
         except OSError as error:
             raise AdapterError(f"{path}: cannot read the tensors: {error.strerror}") from None
+        except (MemoryError, OverflowError):
+            raise AdapterError(f"{path}: its tensors do not fit into this machine's memory") from None
         if len(blob) != manifest.tensors.size:
             found = f"at least {len(blob)}" if len(blob) > manifest.tensors.size else str(len(blob))
             raise AdapterError(
@@ -112,6 +116,7 @@ class Adapter:
             )
         if sha256(blob) != manifest.tensors.sha256:
             raise AdapterError(f"{path}: digest differs from the manifest, so a bit changed. Copy the adapter again")
+        check_header(io.BytesIO(blob), str(path))
         try:
             tensors = safetensors.torch.load(blob)
         except (SafetensorError, ValueError, KeyError) as error:

@@ -13,14 +13,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from reft_plugins import limits
 from reft_plugins.errors import AdapterError
 from reft_plugins.positions import Positions
 
 MANIFEST_FILE = "adapter.json"
 TENSORS_FILE = "adapter.safetensors"
+MAX_MANIFEST_BYTES = limits.MAX_MANIFEST_BYTES
 SCHEMA: Literal["reft-adapter/1"] = "reft-adapter/1"
-MAX_MANIFEST_BYTES = 4 * 1024 * 1024
-"""A larger manifest is refused unread."""
 
 _SHA256 = r"^sha256:[0-9a-f]{64}$"
 
@@ -151,7 +151,9 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
     if len(text) > MAX_MANIFEST_BYTES:
         raise AdapterError(f"{where}: a manifest of {len(text)} bytes exceeds the limit of {MAX_MANIFEST_BYTES}")
     try:
-        document = json.loads(text, object_pairs_hook=unique_keys, parse_constant=_finite, parse_float=_finite)
+        document = json.loads(
+            text, object_pairs_hook=unique_keys, parse_constant=finite_number, parse_float=finite_number
+        )
     except (ValueError, RecursionError) as error:
         raise AdapterError(f"{where}: not a readable manifest: {error}") from None
     schema = document.get("schema") if isinstance(document, dict) else None
@@ -199,11 +201,15 @@ def sha256(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-def _finite(text: str) -> float:
-    """Pydantic would store infinity and NaN as null, and the digest would change."""
+def finite_number(text: str) -> float:
+    """For `json.loads(..., parse_constant=finite_number, parse_float=finite_number)`: others become null in JSON.
+
+    Raises:
+        ValueError: on infinity and NaN, and on what is too large for a float.
+    """
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text} is not a finite number")
+        raise ValueError(f"{text[:80]} is not a finite number")
     return number
 
 

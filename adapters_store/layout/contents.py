@@ -25,6 +25,7 @@ from adapters_store.layout.oci import (
     ImageManifest,
 )
 from reft_plugins import manifest as adapter_manifest
+from reft_plugins import tensor_header
 from reft_plugins.errors import AdapterError, StoreError
 from reft_plugins.manifest import (
     MANIFEST_FILE,
@@ -32,13 +33,10 @@ from reft_plugins.manifest import (
     Manifest,
     parse_manifest,
     read_bounded,
-    unique_keys,
 )
 
 MAX_METRICS_CHARACTERS = 2048
 """Longer ones are not repeated in the index."""
-MAX_HEADER_BYTES = 32 * 1024 * 1024
-"""Of a safetensors file; enough for some 200,000 tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,19 +155,16 @@ def check_header(path: Path, where: str) -> None:
     """Check that a file's safetensors header is well-formed and covers the file; the tensors are not read.
 
     Raises:
-        AdapterError: when it is not, or is larger than `MAX_HEADER_BYTES`.
+        AdapterError: when it is not, or exceeds a limit of `reft_plugins.tensor_header`.
     """
     from safetensors import SafetensorError, safe_open
 
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > MAX_HEADER_BYTES:
-            raise AdapterError(f"{where}: a header of {length} bytes exceeds the limit of {MAX_HEADER_BYTES}")
-        header = file.read(length)
+        tensor_header.check_header(file, where)
     try:
         with safe_open(path, framework="numpy"):
-            json.loads(header, object_pairs_hook=unique_keys)
-    except (SafetensorError, ValueError, RecursionError) as error:
+            pass
+    except (SafetensorError, ValueError) as error:
         raise AdapterError(f"{where}: not a safetensors file: {error}") from None
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reft_plugins.errors import AdapterError
+from reft_plugins.tensor_header import check_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,6 +53,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
 
     try:
+        with path.open("rb") as file:
+            check_header(file, str(path), dtypes=None)
         return safetensors.torch.load_file(path)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise AdapterError(f"{path}: not a readable safetensors file: {error}") from None
