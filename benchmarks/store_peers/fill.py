@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from store_peers.plan import Plan, Version
 
@@ -17,6 +19,7 @@ from adapters_store import Store
 from adapters_store.layout.blobs import Blobs, StagedBlob
 from adapters_store.layout.contents import pack
 from adapters_store.layout.entries import IndexEntry
+from adapters_store.layout.files import copy_hashed
 from adapters_store.layout.history import HISTORY_FILE, Change, Tagged, Versioned, encode
 from adapters_store.layout.index import Index
 from adapters_store.layout.oci import CREATED
@@ -29,6 +32,18 @@ class UnsyncedBlobs(Blobs):
     """Blobs that a power failure may lose."""
 
     __slots__ = ()
+
+    @contextmanager
+    def stage(self, source: BinaryIO, limit: int) -> Iterator[StagedBlob]:
+        """As ever, but what the store has is not written again before it is thrown away."""
+        digest, size = copy_hashed(source, None, limit)
+        if self.path(digest).exists():
+            with self.path(digest).open("rb") as file:
+                yield StagedBlob(digest, size, self.path(digest), file)
+            return
+        source.seek(0)
+        with super().stage(source, limit) as staged:
+            yield staged
 
     def commit(self, staged: StagedBlob) -> None:
         target = self.path(staged.digest)
