@@ -11,6 +11,7 @@ _TOPICS = (
     "listing",
     "comparing",
     "history",
+    "remote",
     "archive",
     "files",
     "attachments",

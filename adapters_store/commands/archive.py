@@ -8,22 +8,12 @@ from pathlib import Path
 import click
 
 from adapters_store.commands.completion import references as complete
-from adapters_store.commands.options import new_reference, open_store, print_record, reference, store_options
-
-
-def _references(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(reference(ctx, param, value) for value in values)
-
-
-def _name(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    if value is not None and ":" in new_reference(ctx, param, value):
-        raise click.BadParameter(f"{value!r}: write a name without a tag")
-    return value
+from adapters_store.commands.options import open_store, plain_name, print_record, references, store_options
 
 
 @click.command("export")
 @click.argument("file", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path))
-@click.argument("refs", metavar="[REF]...", nargs=-1, callback=_references, shell_complete=complete)
+@click.argument("refs", metavar="[REF]...", nargs=-1, callback=references, shell_complete=complete)
 @click.option("--all", "everything", is_flag=True, help="Every version of the store.")
 @click.option("--force", is_flag=True, help="Replace FILE if it is there already.")
 @store_options
@@ -52,8 +42,8 @@ def export(file: Path, refs: tuple[str, ...], everything: bool, force: bool, pat
 
 @click.command("import")
 @click.argument("file", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("refs", metavar="[REF]...", nargs=-1, callback=_references)
-@click.option("--as", "name", metavar="NAME", callback=_name, help="Import the versions under this name.")
+@click.argument("refs", metavar="[REF]...", nargs=-1, callback=references)
+@click.option("--as", "name", metavar="NAME", callback=plain_name, help="Import the versions under this name.")
 @click.option("--renumber", is_flag=True, help="Give the versions the next free numbers instead of their own.")
 @store_options
 def import_(

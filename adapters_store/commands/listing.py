@@ -8,14 +8,16 @@ from pathlib import Path
 import click
 
 from adapters_store.commands.options import open_store, reference, store_options
+from adapters_store.commands.remote import is_remote, list_remote
 
 
 @click.command("ls")
-@click.argument("name", required=False)
+@click.argument("name", metavar="[NAME|REMOTE]", required=False)
 @click.option("--method", help="Only versions of this method.")
 @click.option("--base", help="Only versions for this base model; a pattern such as 'meta-llama/*'.")
 @click.option("--tag", help="Only versions to which this tag points.")
 @click.option("--metric", "metrics", multiple=True, help="Such as 'accuracy>=0.9'; may be given several times.")
+@click.option("--plain-http", is_flag=True, help="Talk to a registry without encryption.")
 @store_options
 def ls(
     name: str | None,
@@ -23,15 +25,24 @@ def ls(
     base: str | None,
     tag: str | None,
     metrics: tuple[str, ...],
+    plain_http: bool,
     path: Path | None,
     as_json: bool,
 ) -> None:
     """List versions with their tags: all, or those for which everything that is given holds.
 
-    NAME may be a pattern such as 'team/*'.
+    NAME may be a pattern such as 'team/*'. REMOTE is oci://HOST/PREFIX, hf://ORG/REPO or another store's folder; no
+    metrics are known of what is there.
 
     Example: reft store ls 'team/*' --method loreft --metric 'accuracy>=0.9'
     """
+    if name is not None and is_remote(name):
+        from adapters_store.filters import Filter
+
+        if metrics:
+            raise click.UsageError("--metric needs the adapters themselves. Pull them first")
+        list_remote(name, Filter(method=method, base=base, tag=tag), plain_http, as_json)
+        return
     records = open_store(path).list(name, method=method, base=base, tag=tag, metrics=metrics)
     if as_json:
         click.echo(json.dumps([record.to_dict() for record in records], indent=2))

@@ -42,6 +42,18 @@ def new_reference(ctx: click.Context, param: click.Parameter, value: str) -> str
     return value
 
 
+def references(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """For `callback=` of an argument that takes any number of references."""
+    return tuple(reference(ctx, param, value) for value in values)
+
+
+def plain_name(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """For `callback=` of an option that takes `NAME`."""
+    if value is not None and ":" in new_reference(ctx, param, value):
+        raise click.BadParameter(f"{value!r}: write a name without a tag")
+    return value
+
+
 def store_options(function: Function) -> Function:
     """Adds `--store` (parameter `path`) and `--json` (`as_json`)."""
     return store_option(click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function))

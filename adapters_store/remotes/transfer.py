@@ -12,7 +12,7 @@ transfer that breaks off leaves nothing visible that is not whole, and the next 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from adapters_store.remotes.results import IncompleteTransferError, Moved, Trans
 from adapters_store.store import Store
 from reft_plugins.errors import StoreError
 
-__all__ = ["IncompleteTransferError", "Moved", "Transfer", "Watch", "connect", "copy", "pull", "push"]
+__all__ = ["IncompleteTransferError", "Moved", "Transfer", "Watch", "connect", "copy", "names_of", "pull", "push"]
 
 
 def connect(address: Address | str, plain_http: bool = False) -> Remote | Store:
@@ -145,6 +145,15 @@ def copy(
     if errors:
         raise IncompleteTransferError(transfer, errors)
     return transfer
+
+
+def names_of(source: Source | Store) -> Sequence[str]:
+    """All names at a place.
+
+    Raises:
+        StoreError: also where it does not tell, as many public registries.
+    """
+    return source.names()
 
 
 @contextmanager
