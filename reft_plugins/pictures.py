@@ -25,6 +25,11 @@ SETTINGS: dict[Any, Any] = {
 _SETTINGS_ARE_GLOBAL = Lock()
 
 
+def literal(text: str) -> str:
+    """A text that matplotlib draws as it is: `$` begins no mathematics."""
+    return text.replace("$", r"\$")
+
+
 def svg(paint: Callable[[Any], None], width: float = 6.4, height: float = 2.9, transparent: bool = False) -> str:
     """A picture with one pair of axes as SVG text; see `picture`."""
     return picture(paint, "svg", width, height, transparent).decode()

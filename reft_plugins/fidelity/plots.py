@@ -8,7 +8,7 @@ from typing import Any
 from reft_plugins.fidelity.certificate import Certificate
 from reft_plugins.fidelity.comparison import TARGET_KL, TARGET_TOP1
 from reft_plugins.fidelity.evaluation import Evaluation
-from reft_plugins.pictures import svg
+from reft_plugins.pictures import literal, svg
 
 EXPORT, BASE = "#2458a6", "#b9b9b9"
 OTHERS = ("#d9822b", "#3a8f5c", "#a14a8a", "#7a6a4f", "#c0392b")
@@ -62,7 +62,7 @@ def _positions(axes: Any, evaluations: Sequence[tuple[str, Evaluation]]) -> None
         entries = evaluation.fidelity.positions
         color = EXPORT if number == 0 else OTHERS[(number - 1) % len(OTHERS)]
         values = [max(entry.mean_kl, FLOOR) for entry in entries]
-        axes.plot([_label(e.first, e.last) for e in entries], values, "o-", ms=3, label=name, color=color)
+        axes.plot([_label(e.first, e.last) for e in entries], values, "o-", ms=3, label=literal(name), color=color)
     axes.axhline(TARGET_KL, color="grey", linewidth=0.8, linestyle=":")
     axes.set(yscale="log", xlabel="token of the text", ylabel="mean KL, nats")
     axes.tick_params(axis="x", labelrotation=30)
@@ -71,7 +71,7 @@ def _positions(axes: Any, evaluations: Sequence[tuple[str, Evaluation]]) -> None
 
 def _sources(axes: Any, evaluation: Evaluation) -> None:
     rows = [*evaluation.sources.items(), ("overall", evaluation.fidelity)][::-1]
-    names = [name for name, _ in rows]
+    names = [literal(name) for name, _ in rows]
     places = range(len(rows))
     bars = (("base model", -0.2, BASE, "base_top1_agreement"), ("export", 0.2, EXPORT, "top1_agreement"))
     for label, shift, color, name in bars:
