@@ -8,5 +8,5 @@ MAX_KEY_BYTES = 16 * 1024
 """Of a file with one key, public or private."""
 MAX_SIGNATURE_BYTES = 64 * 1024
 """Of one signature (a sigstore bundle); one that this project makes has some 2,000 bytes."""
-MAX_SIGNATURES = 64
-"""Of one version. Each costs a signature check where a policy asks for it."""
+MAX_SIGNATURES = 256
+"""Of one version: the oldest ones, so that whoever attaches more takes nothing away from those."""

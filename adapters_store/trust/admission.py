@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from adapters_store.layout.contents import unpack
+from adapters_store.limits import MAX_SIGNATURES
 from adapters_store.trust.policy import Policy, active
 from adapters_store.trust.signing import judge, signatures
 from reft_plugins.errors import ReftError, StoreError, UntrustedError
@@ -47,7 +48,7 @@ def admit(store: Store, name: str, digest: str, files: Mapping[str, str], policy
             "adapter of a name that it admits"
         )
     try:
-        carried = tuple(each.descriptor.digest for each in signatures(store, reference))
+        carried = tuple(each.descriptor.digest for each in signatures(store, reference)[:MAX_SIGNATURES])
         seen = (str(store.root), digest, policy.digest, rule.number, tuple(files.items()), carried)
         if seen in _admitted:
             _admitted.move_to_end(seen)

@@ -45,12 +45,14 @@ class Verdict:
     Attributes:
         reference: the version.
         digest: of its image manifest.
-        signatures: every signature it carries, in the store's order.
+        signatures: those it carries, the oldest first.
+        ignored: how many more it carries than `MAX_SIGNATURES`, which nobody looks at.
     """
 
     reference: str
     digest: str
     signatures: tuple[Checked, ...]
+    ignored: int = 0
 
     @property
     def signers(self) -> tuple[PublicKey, ...]:
@@ -68,7 +70,8 @@ class Verdict:
             return f"signed by {', '.join(map(str, self.signers))}"
         if not self.signatures:
             return "carries no signature"
-        return "; ".join(f"signature {each.digest[:19]}: {each.problem}" for each in self.signatures)
+        more = (f"{self.ignored} more than {MAX_SIGNATURES} were not looked at",) if self.ignored else ()
+        return "; ".join((*(f"signature {each.digest[:19]}: {each.problem}" for each in self.signatures), *more))
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -77,6 +80,7 @@ class Verdict:
             "digest": self.digest,
             "ok": self.ok,
             "signatures": [each.to_dict() for each in self.signatures],
+            "ignored": self.ignored,
         }
 
 
@@ -88,12 +92,18 @@ def sign(store: Store, reference: str, private_key: Path | str, password: str | 
 
     Raises:
         UnknownReferenceError: listing what exists.
-        StoreError: when the version is damaged, the key cannot be used, or the store cannot be written.
+        StoreError: when the version is damaged or has more signatures than anybody reads, the key cannot be used, or
+            the store cannot be written.
     """
     from adapters_store.trust.bundles import BUNDLE_TYPE, make
 
     record = store.find(reference)
     exact = f"{record.name}@{record.digest}"
+    if len(signatures(store, exact)) >= MAX_SIGNATURES:
+        raise StoreError(
+            f"{record.reference}: carries {MAX_SIGNATURES} signatures, and nobody looks at one more. Remove the "
+            "version and add it again, which leaves them behind"
+        )
     bundle = make(sound_files(store, exact), record.reference, Path(private_key), password)
     return store.attach(exact, SIGNATURE_TYPE, {SIGNATURE_FILE: (BUNDLE_TYPE, bundle)})
 
@@ -133,23 +143,14 @@ def judge(store: Store, reference: str, files: Mapping[str, str], keys: Iterable
         files: digest by name, of the version's files.
     """
     keys = tuple(keys)
-    checked = tuple(_check(store, each, files, keys) for each in signatures(store, reference))
-    return Verdict(reference, store.descriptor(reference).digest, checked)
+    found = signatures(store, reference)
+    checked = tuple(_check(store, each, files, keys) for each in found[:MAX_SIGNATURES])
+    return Verdict(reference, store.descriptor(reference).digest, checked, len(found) - len(checked))
 
 
 def signatures(store: Store, reference: str) -> tuple[Attachment, ...]:
-    """The signatures a version carries, whatever they are worth.
-
-    Raises:
-        StoreError: also when there are more than `MAX_SIGNATURES`.
-    """
-    found = store.attachments(reference, SIGNATURE_TYPE)
-    if len(found) > MAX_SIGNATURES:
-        raise StoreError(
-            f"{reference}: carries {len(found)} signatures, more than the limit of {MAX_SIGNATURES}, so none is "
-            "believed. Remove the version and pull it again from where it was published"
-        )
-    return found
+    """The signatures a version carries, the oldest first, whatever they are worth."""
+    return store.attachments(reference, SIGNATURE_TYPE)
 
 
 def sound_files(store: Store, reference: str) -> dict[str, str]:

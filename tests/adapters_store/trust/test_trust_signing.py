@@ -11,7 +11,8 @@ import pytest
 from adapter_variants import flip_bit, vary
 
 from adapters_store import Store
-from adapters_store.limits import MAX_SIGNATURES
+from adapters_store.remotes.transfer import push
+from adapters_store.trust import signing
 from adapters_store.trust.bundles import BUNDLE_TYPE, make
 from adapters_store.trust.keys import PublicKey
 from adapters_store.trust.signing import SIGNATURE_FILE, SIGNATURE_TYPE, sign, sound_files, verify
@@ -155,13 +156,30 @@ def test_a_damaged_signature_does_not_count_and_a_sound_one_beside_it_does(fille
     assert verify(filled, "sentiment@v1", [public]).signers == (public,)
 
 
-def test_more_signatures_than_anybody_needs(filled: Store, keys: Keys) -> None:
-    private, public = keys("release")
-    files = sound_files(filled, "sentiment@v1")
-    for number in range(MAX_SIGNATURES):
-        bundle = make(files, str(number), private)
-        filled.attach("sentiment@v1", SIGNATURE_TYPE, {SIGNATURE_FILE: (BUNDLE_TYPE, bundle)})
-    assert verify(filled, "sentiment@v1", [public]).ok
+def test_more_signatures_than_anybody_needs(filled: Store, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever attaches many of them takes nothing away from those that were there before."""
+    monkeypatch.setattr(signing, "MAX_SIGNATURES", 5)
+    (private, public), (other, _) = keys("release"), keys("other")
+
+    def flood(reference: str) -> None:
+        for number in range(8):
+            bundle = make(sound_files(filled, reference), str(number), other)
+            filled.attach(reference, SIGNATURE_TYPE, {SIGNATURE_FILE: (BUNDLE_TYPE, bundle)})
+
     sign(filled, "sentiment@v1", private)
-    with pytest.raises(StoreError, match="more than the limit"):
-        verify(filled, "sentiment@v1", [public])
+    flood("sentiment@v1")
+    verdict = verify(filled, "sentiment@v1", [public])
+    assert (verdict.signers, len(verdict.signatures), verdict.ignored) == ((public,), 5, 4)
+    flood("sentiment@v2")
+    with pytest.raises(StoreError, match="nobody looks at one more"):
+        sign(filled, "sentiment@v2", private)
+    assert "3 more than 5 were not looked at" in verify(filled, "sentiment@v2", [public]).explain()
+
+
+def test_signatures_travel(filled: Store, keys: Keys, tmp_path: Path) -> None:
+    private, public = keys("release")
+    sign(filled, "sentiment@v1", private)
+    elsewhere = Store.init(tmp_path / "elsewhere")
+    push(filled, "sentiment", elsewhere)
+    assert verify(elsewhere, "sentiment@v1", [public]).signers == (public,)
+    assert not verify(elsewhere, "sentiment@v2", [public]).ok
