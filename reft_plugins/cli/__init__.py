@@ -47,7 +47,8 @@ def main() -> None:
         _add_commands()
         cli.main(standalone_mode=True)
     except (ReftError, OSError) as error:
-        click.echo(f"reft: {' '.join(str(error).split())}", err=True)
+        reason = "".join(each if each.isprintable() else "?" for each in " ".join(str(error).split()))
+        click.echo(f"reft: {reason}", err=True)  # which may quote a file that wants to talk to the terminal
         sys.exit(1)
 
 

@@ -131,6 +131,15 @@ def test_failures_are_one_line_and_exit_with_one(run: Any, tiny_llama: Path, tmp
     assert not (out / "adapter.json").exists()
 
 
+def test_errors_do_not_talk_to_the_terminal(run: Any, tmp_path: Path) -> None:
+    hostile = tmp_path / "\x1b]0;owned\x07"
+    hostile.mkdir()
+    (hostile / "adapter.json").write_text("{")
+    outcome = run("inspect", hostile)
+    assert outcome.code == 1 and "?]0;owned?/adapter.json" in outcome.err
+    assert "\x1b" not in outcome.err and "\x07" not in outcome.err
+
+
 def test_an_adapter_for_another_base_is_refused(run: Any, tiny_llama: Path, tmp_path: Path) -> None:
     directory = adapter_at(tiny_llama, tmp_path / "a")
     manifest = json.loads((directory / "adapter.json").read_text())
