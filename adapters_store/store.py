@@ -36,6 +36,7 @@ from adapters_store.location import INDEX_FILE, LAYOUT_FILE, default_path, is_st
 from adapters_store.records import Collected, Details, Event, Record, Report
 from adapters_store.references import Reference, parse_tag
 from adapters_store.upkeep import collection, events, recovery, verification
+from adapters_store.upkeep.marking import Marks
 from reft_plugins.errors import StoreError, UnknownReferenceError, VersionConflictError
 
 WRITER_LOCK = ".lock"
@@ -213,12 +214,14 @@ class Store:
             UnknownReferenceError: listing what exists. StoreError: when a manifest is missing or damaged.
         """
         index = self._index()
-        _, entry = index.select(Reference.parse(reference))
-        return tuple(
-            attachments.read_attachment(self.blobs, each.descriptor, each.annotations.get(CREATED))
-            for each in index.attached.get(entry.digest, ())
-            if artifact_type in (None, each.artifact_type)
-        )
+        parsed = Reference.parse(reference)
+        _, entry = index.select(parsed)
+        with self._reading(parsed.name, entry):
+            return tuple(
+                attachments.read_attachment(self.blobs, each.descriptor, each.annotations.get(CREATED))
+                for each in index.attached.get(entry.digest, ())
+                if artifact_type in (None, each.artifact_type)
+            )
 
     def names(self) -> tuple[str, ...]:
         """Every name that has a version, sorted.
@@ -286,7 +289,8 @@ class Store:
         index = self._index()
         parsed = Reference.parse(reference)
         version, entry = index.select(parsed)
-        found = contents.unpack(self.blobs, entry)
+        with self._reading(parsed.name, entry):
+            found = contents.unpack(self.blobs, entry)
         return Details(self._record(index, parsed.name, version), found.manifest, found.image.to_data())
 
     def history(self, name: str | None = None, tag: str | None = None) -> tuple[Event, ...]:
@@ -360,7 +364,8 @@ class Store:
                 if parsed.name not in index.names:
                     index.select(parsed)
                 numbers = sorted(index.names[parsed.name].versions)
-            records = tuple(self._record(index, parsed.name, number) for number in numbers)
+            tags = index.tags_by_digest(parsed.name)
+            records = tuple(record_of(index, self.blobs, parsed.name, number, tags) for number in numbers)
             tagged = sorted({tag for record in records for tag in record.tags})
             if not force and (tagged or not parsed.exact):
                 what = f"tags point to it: {', '.join(tagged)}" if tagged else f"that is {len(records)} versions"
@@ -381,9 +386,11 @@ class Store:
         Raises:
             StoreError: when the store is damaged, so that it is not certain what is referred to; nothing was removed.
         """
+        marks = Marks(self.blobs)
+        marks.prepare(self._index())
         with locked(self.root / CONTENT_LOCK):
             folded = dry_run or self._try_to_fold()
-            collected = collection.collect(self.root, self._index(), grace_seconds, dry_run)
+            collected = collection.collect(self.root, self._index(), marks, grace_seconds, dry_run)
             if not folded:  # there is room for it now
                 with self._changing():
                     self._ledger.fold()
@@ -431,11 +438,13 @@ class Store:
         Raises:
             UnknownReferenceError: listing what exists. StoreError: when it has no such file, or the blob is damaged.
         """
-        _, entry = self._index().select(Reference.parse(reference))
-        files = contents.unpack(self.blobs, entry).files
-        if file_name not in files:
-            raise StoreError(f"{reference}: has no file {file_name!r}. It has {', '.join(sorted(files))}")
-        return self.blobs.read(files[file_name], files[file_name].size)
+        parsed = Reference.parse(reference)
+        _, entry = self._index().select(parsed)
+        with self._reading(parsed.name, entry):
+            files = contents.unpack(self.blobs, entry).files
+            if file_name not in files:
+                raise StoreError(f"{reference}: has no file {file_name!r}. It has {', '.join(sorted(files))}")
+            return self.blobs.read(files[file_name], files[file_name].size)
 
     def resolve(self, reference: str) -> Path | None:
         """Like `checkout`, or None where the store has no adapter of that name.
@@ -499,12 +508,22 @@ class Store:
 
     def _check_out(self, index: Index, reference: Reference, unchecked: bool = False) -> Path:
         _, entry = index.select(reference)
-        found = contents.unpack(self.blobs, entry)
-        if not unchecked:
-            from adapters_store.trust.admission import admit
+        with self._reading(reference.name, entry):
+            found = contents.unpack(self.blobs, entry)
+            if not unchecked:
+                from adapters_store.trust.admission import admit
 
-            admit(self, reference.name, entry.digest, {name: each.digest for name, each in found.files.items()})
-        return checkouts.check_out(self.blobs, entry.digest, found.files)
+                admit(self, reference.name, entry.digest, {name: each.digest for name, each in found.files.items()})
+            return checkouts.check_out(self.blobs, entry.digest, found.files)
+
+    @contextmanager
+    def _reading(self, name: str, entry: IndexEntry) -> Iterator[None]:
+        """What is read may be removed by others at any moment; then it is unknown and not damaged."""
+        try:
+            yield
+        except StoreError:
+            self._index().select(Reference(name, digest=entry.digest))
+            raise
 
     def _index(self) -> Index:
         return self._ledger.read()
@@ -535,9 +554,9 @@ def _removed(index: Index, name: str, records: Sequence[Record]) -> list[Change]
     for record in records:
         changes += [Untagged(name, tag, record.digest) for tag in record.tags]
         changes.append(Removed(name, record.version, record.digest))
-        elsewhere = any(record.digest in named.numbers for each, named in index.names.items() if each != name)
-        if not elsewhere:
-            changes += [Detached(record.digest, each.digest) for each in index.attached.get(record.digest, ())]
+        attached = index.attached.get(record.digest, ())
+        if attached and not any(record.digest in named.numbers for each, named in index.names.items() if each != name):
+            changes += [Detached(record.digest, each.digest) for each in attached]
     return changes
 
 

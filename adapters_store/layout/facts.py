@@ -12,8 +12,9 @@ from adapters_store.layout import contents
 from adapters_store.layout.blobs import Blobs
 from adapters_store.layout.entries import IndexEntry
 from adapters_store.layout.index import Index
-from adapters_store.layout.oci import BASE, CREATED, METHOD, METRICS, SIZE
+from adapters_store.layout.oci import BASE, CREATED, METHOD, METRICS, SIZE, load_json
 from adapters_store.records import Record
+from reft_plugins.errors import StoreError
 
 _SIZE = re.compile("[0-9]{1,18}")
 
@@ -63,8 +64,8 @@ _WRONG = {"": math.nan}
 @lru_cache(maxsize=4096)
 def _metrics(text: str) -> dict[str, float]:
     try:
-        found = json.loads(text)
-    except ValueError:
+        found = load_json(text.encode(), METRICS)
+        right = isinstance(found, dict) and all(type(value) in (int, float) for value in found.values())
+        return {name: float(value) for name, value in found.items()} if right else _WRONG
+    except (StoreError, ValueError, OverflowError):
         return _WRONG
-    right = isinstance(found, dict) and all(type(value) in (int, float) for value in found.values())
-    return found if right else _WRONG

@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import socket
 import zlib
 from collections.abc import Iterator, Sequence
@@ -20,14 +21,17 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from adapters_store.layout.entries import check_entry
 from adapters_store.layout.files import explained, open_regular
-from adapters_store.layout.oci import one_of_each_key
+from adapters_store.layout.oci import MANIFEST_TYPE, load_json
+from adapters_store.references import Reference
 from reft_plugins.errors import StoreError
 
 HISTORY_FILE = "history.jsonl"
 MAX_LINE_BYTES = 1024 * 1024
 AUTHOR_VARIABLE = "REFT_AUTHOR"
 
+_SHA256 = re.compile("sha256:[0-9a-f]{64}")
 _SEAL = b',"crc32":"%08x"}\n'
 _SEAL_LENGTH = len(_SEAL % 0)
 
@@ -112,17 +116,20 @@ _LINE: TypeAdapter[Line] = TypeAdapter(Line)
 
 
 def encode(changes: Sequence[Change]) -> bytes:
-    """The line of some changes that happen now.
+    """The line of some changes that happen now; lines, where one would be longer than `MAX_LINE_BYTES`.
 
     Raises:
-        StoreError: when it would be longer than `MAX_LINE_BYTES`.
+        StoreError: when a single change is that long.
     """
     entry = {"at": datetime.now(UTC).isoformat(), "by": author(), "changes": [asdict(each) for each in changes]}
     body = json.dumps(entry, separators=(",", ":"), allow_nan=False).encode()[:-1]
     line = body + _SEAL % zlib.crc32(body)
-    if len(line) > MAX_LINE_BYTES:
-        raise StoreError(f"a change of {len(line)} bytes exceeds the limit of {MAX_LINE_BYTES}. Make it in parts")
-    return line
+    if len(line) <= MAX_LINE_BYTES:
+        return line
+    if len(changes) <= 1:
+        raise StoreError(f"a change of {len(line)} bytes exceeds the limit of {MAX_LINE_BYTES}")
+    half = len(changes) // 2
+    return encode(changes[:half]) + encode(changes[half:])
 
 
 def decode(line: bytes, where: str) -> Line:
@@ -134,48 +141,107 @@ def decode(line: bytes, where: str) -> Line:
     body, seal = line[:-_SEAL_LENGTH], line[-_SEAL_LENGTH:]
     if len(line) > MAX_LINE_BYTES or seal != _SEAL % zlib.crc32(body):
         raise StoreError(f"{where}: damaged. `reft store recover` goes on from what is whole")
+    load_json(body + b"}", where)
     try:
-        json.loads(body + b"}", object_pairs_hook=one_of_each_key)
-        return _LINE.validate_json(body + b"}", strict=True)
-    except (ValidationError, ValueError, RecursionError) as error:
+        found = _LINE.validate_json(body + b"}", strict=True)
+    except ValidationError as error:
         raise StoreError(f"{where}: not understood: {' '.join(str(error).split())}") from None
+    for change in found.changes:
+        _check(change, where)
+    return found
 
 
-def read_lines(path: Path, start: int = 0) -> tuple[list[bytes], int]:
-    """Whole lines from a byte offset on.
+def _check(change: Change, where: str) -> None:
+    """Whatever a line says goes into the index, which has to be readable afterwards."""
+    match change:
+        case Versioned():
+            references, digests = [f"{change.name}@v{change.version}"], [_digest(change.entry, where)]
+        case Tagged():
+            references, digests = [f"{change.name}@v{change.version}", f"{change.name}:{change.tag}"], [change.digest]
+        case Untagged():
+            references, digests = [f"{change.name}:{change.tag}"], [change.digest]
+        case Removed():
+            references, digests = [f"{change.name}@v{change.version}"], [change.digest]
+        case Attached():
+            references, digests = [], [change.subject, _digest(change.entry, where)]
+        case Detached():
+            references, digests = [], [change.subject, change.digest]
+    for text in references:
+        if Reference.try_parse(text) is None:
+            raise StoreError(f"{where}: {text[:200]!r} is no reference")
+    for digest in digests:
+        if _SHA256.fullmatch(digest) is None:
+            raise StoreError(f"{where}: {digest[:200]!r} is no SHA-256 digest")
 
-    Returns:
-        The lines with their ends, and the offset after the last one; no lines where there is no file.
+
+def _digest(entry: dict[str, Any], where: str) -> str:
+    check_entry(entry, where)
+    if entry["mediaType"] != MANIFEST_TYPE:
+        raise StoreError(f"{where}: {entry['mediaType']!r} is not the type of an image manifest")
+    return str(entry["digest"])
+
+
+class Lines:
+    """Iterates over the whole lines of a history, with their ends, of which it holds one at a time.
+
+    Args:
+        path: of the history; no lines where there is no such file.
+        start: offset in bytes where a line begins; no lines where the file ends before.
+
+    Attributes:
+        position: offset after the last line given, at first where reading begins.
+        last: that line.
 
     Raises:
-        StoreError: when the file cannot be read, or no line begins there.
+        StoreError: when the file cannot be read, no line begins at `start`, or one exceeds `MAX_LINE_BYTES`.
     """
-    if not os.path.lexists(path):
-        return [], 0
-    with open_regular(path) as file, explained("read", path):
-        size = os.fstat(file.fileno()).st_size
-        begin = min(start, size)
-        if begin:
-            file.seek(begin - 1)
-            if file.read(1) != b"\n":
-                raise StoreError(f"{path}: no line begins at {begin}. `reft store recover` reads it from its beginning")
-        data = file.read()
-    whole = data[: data.rfind(b"\n") + 1]
-    return whole.splitlines(keepends=True), begin + len(whole)
+
+    def __init__(self, path: Path, start: int = 0) -> None:
+        self.position = 0
+        self.last = b""
+        self._lines = self._read(path, start)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        return next(self._lines)
+
+    def _read(self, path: Path, start: int) -> Iterator[bytes]:
+        if not os.path.lexists(path):
+            return
+        with open_regular(path) as file, explained("read", path):
+            size = os.fstat(file.fileno()).st_size  # not beyond: a writer may be replacing a line without an end
+            self.position = min(start, size)
+            if self.position:
+                file.seek(self.position - 1)
+                if file.read(1) != b"\n":
+                    raise StoreError(
+                        f"{path}: no line begins at {self.position}. `reft store recover` reads it from its beginning"
+                    )
+            while (line := file.readline(min(MAX_LINE_BYTES + 1, size - self.position))).endswith(b"\n"):
+                self.position += len(line)
+                self.last = line
+                yield line
+            if len(line) > MAX_LINE_BYTES:
+                raise StoreError(
+                    f"{path}: the line at byte {self.position} is longer than any. "
+                    "`reft store recover` goes on from what is whole"
+                )
 
 
-def read_history(path: Path, start: int = 0, containing: bytes = b"") -> Iterator[Line]:
+def read_history(path: Path, *containing: bytes) -> Iterator[Line]:
     """What happened, oldest first.
 
     Args:
-        containing: lines without these bytes are passed over unread.
+        containing: lines with none of these bytes are passed over unread.
 
     Raises:
         StoreError: at the first damaged line.
     """
-    for number, line in enumerate(read_lines(path, start)[0], 1):
-        if containing in line:
-            yield decode(line, f"{path}: line {number}" if start == 0 else f"{path}: a line after byte {start}")
+    for number, line in enumerate(Lines(path), 1):
+        if not containing or any(each in line for each in containing):
+            yield decode(line, f"{path}: line {number}")
 
 
 @cache

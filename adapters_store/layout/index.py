@@ -17,7 +17,8 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 from adapters_store.layout.entries import IndexEntry, check_entry
-from adapters_store.layout.history import Attached, Change, Detached, Removed, Tagged, Untagged, Versioned
+from adapters_store.layout.history import Attached, Change, Detached
+from adapters_store.layout.named import Draft, Named, numbers_of
 from adapters_store.layout.oci import (
     HIGHEST,
     HISTORY_OFFSET,
@@ -32,23 +33,6 @@ from reft_plugins.errors import StoreError, UnknownReferenceError
 
 _LISTED = 12
 _NUMBER = re.compile("[0-9]{1,18}")
-
-
-@dataclass(frozen=True, slots=True)
-class Named:
-    """What there is of one name; made anew by every change.
-
-    Attributes:
-        versions: descriptor by number.
-        tags: descriptor by tag; its digest is that of a version.
-        highest: the largest number that was ever given.
-        numbers: the lowest version by digest.
-    """
-
-    versions: Mapping[int, IndexEntry] = field(default_factory=dict)
-    tags: Mapping[str, IndexEntry] = field(default_factory=dict)
-    highest: int = 0
-    numbers: Mapping[str, int] = field(default_factory=dict)
 
 
 _NOTHING: Final = Named()
@@ -83,14 +67,19 @@ class Index:
         """
         return _Reading(load_json(text, where), where).index()
 
-    def document(self, offset: int) -> bytes:
-        """The text of `index.json` that says the same, for the state after `offset` bytes of history."""
+    def document(self, offset: int | None) -> bytes:
+        """The text of `index.json` that says the same, for the state after `offset` bytes of history.
+
+        Without an offset, whoever reads it goes through the whole history again.
+        """
         highest = {
             name: named.highest
             for name, named in sorted(self.names.items())
             if named.highest > max(named.versions, default=0)
         }
-        annotations = {**self.fields.get("annotations", {}), HISTORY_OFFSET: str(offset)}
+        annotations = {**self.fields.get("annotations", {})}
+        if offset is not None:
+            annotations[HISTORY_OFFSET] = str(offset)
         if highest:
             annotations[HIGHEST] = _compact(highest)
         manifests = [
@@ -109,8 +98,13 @@ class Index:
                 yield f"{name}:{tag}", entry
 
     def apply(self, changes: Iterable[Change]) -> Index:
-        """The index after some changes; doing the same ones again changes nothing."""
-        names, attached = dict(self.names), dict(self.attached)
+        """The index after some changes; doing the same ones again changes nothing.
+
+        Raises:
+            StoreError: when a change carries something that is no descriptor.
+        """
+        drafts: dict[str, Draft] = {}
+        attached = dict(self.attached)
         problems: list[str] = []
         for change in changes:
             match change:
@@ -124,13 +118,11 @@ class Index:
                     if left:
                         attached[change.subject] = left
                 case _:
-                    named = names.get(change.name, _NOTHING)
-                    if isinstance(change, Versioned):
-                        known = named.versions.get(change.version)
-                        if known is not None and known.digest != change.entry.get("digest"):
-                            problems.append(f"'{change.name}@v{change.version}' is another version in the history")
-                            continue
-                    names[change.name] = _changed(named, change)
+                    draft = drafts.get(change.name)
+                    if draft is None:
+                        draft = drafts[change.name] = Draft(self.names.get(change.name, _NOTHING))
+                    problems += draft.apply(change)
+        names = {**self.names, **{name: draft.named() for name, draft in drafts.items()}}
         return replace(self, names=names, attached=attached, problems=(*self.problems, *problems))
 
     def next_version(self, name: str) -> int:
@@ -192,36 +184,6 @@ class Index:
         return f"{reference}: {what}. Tags of {name!r}: {_some(sorted(named.tags))}; versions: {_some(versions)}"
 
 
-def _changed(named: Named, change: Versioned | Tagged | Untagged | Removed) -> Named:
-    match change:
-        case Versioned():
-            entry = IndexEntry.from_data(change.entry, f"{change.name}@v{change.version} of the history")
-            lowest = min(change.version, named.numbers.get(entry.digest, change.version))
-            return Named(
-                {**named.versions, change.version: entry},
-                named.tags,
-                max(named.highest, change.version),
-                {**named.numbers, entry.digest: lowest},
-            )
-        case Tagged():
-            known = named.tags.get(change.tag)
-            if known is not None and known.digest == change.digest:
-                return named
-            target = named.versions.get(change.version)
-            size, kind = (target.size, target.artifact_type) if target is not None else (0, None)
-            entry = IndexEntry(change.digest, size, artifact_type=kind)
-            return replace(named, tags={**named.tags, change.tag: entry})
-        case Untagged():
-            return replace(named, tags={tag: each for tag, each in named.tags.items() if tag != change.tag})
-        case Removed():
-            left = {number: each for number, each in named.versions.items() if number != change.version}
-            return replace(named, versions=left, numbers=_numbers(left), highest=max(named.highest, change.version))
-
-
-def _numbers(versions: Mapping[int, IndexEntry]) -> dict[str, int]:
-    return {entry.digest: number for number, entry in sorted(versions.items(), reverse=True)}
-
-
 class _Reading:
     """Sorts the descriptors of a document by whose they are and what they mean."""
 
@@ -276,7 +238,7 @@ class _Reading:
                 versions.get(name, {}),
                 tags.get(name, {}),
                 max(highest.get(name, 0), max(versions.get(name, ()), default=0)),
-                _numbers(versions.get(name, {})),
+                numbers_of(versions.get(name, {})),
             )
             for name in versions.keys() | tags.keys() | highest.keys()
         }

@@ -24,31 +24,34 @@ def locked(path: Path, shared: bool = False, timeout: float = TIMEOUT_SECONDS) -
     Raises:
         StoreError: when others kept it for `timeout` seconds, or the file cannot be opened.
     """
-    descriptor = _open(path)
-    try:
+    with _opened(path) as descriptor:
         deadline = time.monotonic() + timeout
         while not _try(descriptor, shared):
             if time.monotonic() >= deadline:
                 raise StoreError(f"{path.parent}: other processes kept it locked for {timeout:.0f} s. Try again")
             time.sleep(_POLL_SECONDS)
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
 def locked_if_free(path: Path) -> Iterator[bool]:
     """Try for the exclusive lock without waiting; yields whether it is ours."""
-    descriptor = _open(path)
-    try:
+    with _opened(path) as descriptor:
         yield _try(descriptor, shared=False)
-    finally:
-        os.close(descriptor)
 
 
-def _open(path: Path) -> int:
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """A lock belongs to all processes that inherited the file: whoever took it gives it back, the others only close."""
+    owner = os.getpid()
     with explained("lock the store", path):
-        return os.open(path, _OPEN, 0o666)
+        descriptor = os.open(path, _OPEN, 0o666)
+    try:
+        yield descriptor
+    finally:
+        if os.getpid() == owner:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
 
 
 def _try(descriptor: int, shared: bool) -> bool:

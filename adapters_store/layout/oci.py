@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reft_plugins.errors import StoreError
-from reft_plugins.manifest import unique_keys
+from reft_plugins.manifest import finite_number, unique_keys
 
 MANIFEST_TYPE: Final = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE: Final = "application/vnd.oci.image.index.v1+json"
@@ -56,7 +56,7 @@ def one_of_each_key(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def load_json(text: bytes, where: str) -> Any:
-    """Read JSON in which no object names a key twice.
+    """Read JSON in which no object names a key twice and every number is finite.
 
     Raises:
         StoreError: when it is not that.
@@ -64,7 +64,9 @@ def load_json(text: bytes, where: str) -> Any:
     collecting = gc.isenabled()
     gc.disable()  # nothing here is garbage, and looking for it takes longer than reading a large index
     try:
-        return json.loads(text, object_pairs_hook=one_of_each_key)
+        return json.loads(
+            text, object_pairs_hook=one_of_each_key, parse_constant=finite_number, parse_float=finite_number
+        )
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{where}: not readable JSON: {error}") from None
     finally:

@@ -16,8 +16,8 @@ def events(path: Path, name: str | None = None, tag: str | None = None) -> Itera
     Raises:
         StoreError: at a damaged line.
     """
-    needle = f'"name":{json.dumps(name)},'.encode() if name is not None else b""
-    for line in read_history(path, containing=needle):
+    needles = (f'"name":{json.dumps(name)},'.encode(),) if name is not None else ()
+    for line in read_history(path, *needles):
         for change in line.changes:
             event = _event(line, change)
             if name in (None, event.name) and tag in (None, event.tag):

@@ -14,7 +14,7 @@ from adapters_store.layout.attachments import attachment_blobs
 from adapters_store.layout.checkouts import CHECKOUTS
 from adapters_store.layout.contents import read_image
 from adapters_store.layout.files import PARTIAL, explained
-from adapters_store.upkeep.collection import reachable
+from adapters_store.upkeep.marking import Marks
 
 if TYPE_CHECKING:
     from adapters_store.records import Record
@@ -96,7 +96,7 @@ def usage(store: Store) -> Usage:
             users[digest].add(record.name)
             copies += size
     used, garbage, of_names = Space(), Space(), {name: [Space(), Space()] for name in versions}
-    referred = reachable(store.blobs, store._index())
+    referred = Marks(store.blobs).reachable(store._index())
     for path, space in _files(store.blobs.directory):
         digest = f"sha256:{path.name}"
         if digest not in referred:

@@ -13,7 +13,7 @@ from adapters_store.layout.blobs import Blobs, Sized
 from adapters_store.layout.contents import Contents, check_header, disagreements, read_adapter_manifest, read_image
 from adapters_store.layout.entries import IndexEntry
 from adapters_store.layout.files import PARTIAL, check_directory, copy_hashed, open_regular, read_at_most
-from adapters_store.layout.history import HISTORY_FILE, Change, decode, read_lines
+from adapters_store.layout.history import HISTORY_FILE, Change, Lines, decode
 from adapters_store.layout.index import Index
 from adapters_store.layout.oci import LAYOUT, MAX_INDEX_BYTES, REF_NAME, LayoutMarker
 from adapters_store.location import INDEX_FILE, LAYOUT_FILE
@@ -102,23 +102,21 @@ class _Verification:
     def _read_history(self, start: int) -> list[Change]:
         """Checks all lines; returns the changes of those that the index does not include."""
         changes: list[Change] = []
-        offset = 0
+        lines, offset = Lines(self.root / HISTORY_FILE), 0
         try:
-            lines, size = read_lines(self.root / HISTORY_FILE)
+            for number, line in enumerate(lines, 1):
+                try:
+                    found = decode(line, f"line {number}").changes
+                except StoreError as error:
+                    self._add(HISTORY_FILE, error)
+                    found = ()
+                if offset >= start:
+                    changes += found
+                offset = lines.position
         except StoreError as error:
             self._add(HISTORY_FILE, error)
-            return []
-        if start > size:
-            self._add(HISTORY_FILE, f"ends at byte {size}, but {INDEX_FILE} knows it up to {start}")
-        for number, line in enumerate(lines, 1):
-            try:
-                found = decode(line, f"line {number}").changes
-            except StoreError as error:
-                self._add(HISTORY_FILE, error)
-                found = ()
-            if offset >= start:
-                changes += found
-            offset += len(line)
+        if start > offset:
+            self._add(HISTORY_FILE, f"ends at byte {offset}, but {INDEX_FILE} knows it up to {start}")
         return changes
 
     def _scan(self, progress: Callable[[int, int], None]) -> None:
@@ -137,7 +135,8 @@ class _Verification:
                 with open_regular(path) as file:
                     found, length = copy_hashed(file, None, size)
             except (StoreError, OSError) as error:
-                self.damaged[digest] = str(error)
+                if os.path.lexists(folder / name):  # else `gc` has removed it meanwhile
+                    self.damaged[digest] = str(error)
                 continue
             if found == digest:
                 self.sound[digest] = length

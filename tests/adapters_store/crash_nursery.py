@@ -60,11 +60,12 @@ def read_until(root: Path, stop: Path, seed: int) -> None:
             assert read_manifest(folder).method == "loreft"
 
 
-def overwrite_carelessly(path: Path, data: bytes) -> None:
+def overwrite_carelessly(path: Path, data: bytes, known: object = None) -> bool:
     """What a store must not do."""
     with path.open("wb", buffering=0) as file:
         for start in range(0, len(data), 512):
             file.write(data[start : start + 512])
+    return True
 
 
 def acknowledged(scratch: Path) -> int:
