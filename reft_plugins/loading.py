@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from reft_plugins.adapter import Adapter
 from reft_plugins.base_model import BaseModel, check_base, identify
 from reft_plugins.formats import recognise
+from reft_plugins.manifest import MANIFEST_FILE
+from reft_plugins.origin import with_origin
 from reft_plugins.references import resolve
 
 
@@ -36,6 +39,15 @@ def load(
         reader = recognise(directory)
         opened = BaseModel.open(base) if base is not None else None
         adapter = reader.read(directory, base=opened, positions=positions, **options)
+        if not (directory / MANIFEST_FILE).is_file():
+            adapter = with_origin(adapter, directory)
     if base is not None:
         check_base(adapter.manifest, identify(base))
     return adapter
+
+
+def source_name(source: Adapter | str | Path) -> str:
+    """What the manifest of a child calls its parent: a reference as it was given, of a folder only its name."""
+    if isinstance(source, Adapter):
+        return f"{source.manifest.method} adapter"
+    return Path(source).resolve().name if os.path.isdir(source) else str(source)

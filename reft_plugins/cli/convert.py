@@ -109,9 +109,12 @@ def _check_options(context: click.Context, target: str, base: str | None) -> Non
 def _write_format(adapter: str, target: str, base: str | None, out: Path, as_json: bool) -> None:
     from reft_plugins import load, plugins
     from reft_plugins.base_model import BaseModel
+    from reft_plugins.loading import source_name
+    from reft_plugins.origin import write_origin
 
     loaded = load(adapter, base=base)
     lost = plugins.formats.get(target).write(loaded, out, None if base is None else BaseModel.open(base))
+    write_origin(out, loaded, source_name(adapter))
     found = {"out": str(out), "format": target, "files": sorted(path.name for path in out.iterdir()), "not_said": lost}
     if as_json:
         click.echo(json.dumps(found, indent=2))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from reft_plugins.compose.edits import add_edits, chain_edits, scale_edit
 from reft_plugins.compose.prompts import join_prompts, scale_prompt
 from reft_plugins.compose.weight_deltas import add_weight_deltas, refuse_chained
 from reft_plugins.errors import AdapterError, BaseMismatchError
-from reft_plugins.loading import load
+from reft_plugins.loading import load, source_name
 from reft_plugins.manifest import BaseModelIdentity, Parent, TaskFact
 from reft_plugins.methods.program import adapter_of
 from reft_plugins.program import KeyValuePrefix, Program, VirtualTokens
@@ -79,7 +78,7 @@ def compose(
     if len(adapters) > 1:
         notes["composition"] = "sequential" if sequential else "simultaneous"
     parents = tuple(
-        Parent(relation="composed", source=_name(given, adapter), digest=adapter.digest)
+        Parent(relation="composed", source=source_name(given), digest=adapter.digest)
         for given, adapter in zip(adapters, loaded, strict=True)
     )
     result = adapter_of(Program(tuple(nodes)), identity, parents=parents, notes=notes)
@@ -140,10 +139,3 @@ def same_base(adapters: Sequence[Adapter]) -> BaseModelIdentity:
     for adapter in adapters:
         check_base(adapter.manifest, identity)
     return identity
-
-
-def _name(given: Source, adapter: Adapter) -> str:
-    """A reference as it was given, of a folder only its name."""
-    if isinstance(given, Adapter):
-        return f"{adapter.manifest.method} adapter"
-    return Path(given).resolve().name if os.path.isdir(given) else str(given)

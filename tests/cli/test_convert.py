@@ -54,7 +54,11 @@ def test_json_of_both_commands(run: Any, tiny_llama: Path, tmp_path: Path) -> No
     assert found["method"] == "lora" and found["does"] == ["8 changes of weights of rank 4"] and found["given"] == {}
     assert found["digest"] == reft.load(tmp_path / "a").digest
     written = json.loads(run("convert", tmp_path / "a", "--to", "peft", "--out", tmp_path / "b", "--json").out)
-    assert written["format"] == "peft" and written["files"] == ["adapter_config.json", "adapter_model.safetensors"]
+    assert written["format"] == "peft" and written["files"] == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "reft_origin.json",
+    ]
     assert any("fingerprint" in note for note in written["not_said"])
 
 

@@ -25,7 +25,9 @@ def test_a_lora_is_written_with_its_fidelity(run: Any, tiny_llama: Path, tmp_pat
     assert done.code == 0, done.err
     for expected in ("exact, factors: rank 8 on 28 modules", "overall", "1.0000", "greedy answers", "fidelity.json"):
         assert expected in done.out
-    assert reft.load(tmp_path / "lora", base=tiny_llama).manifest.method == "lora"
+    manifest = reft.load(tmp_path / "lora", base=tiny_llama).manifest
+    assert manifest.method == "lora" and [parent.relation for parent in manifest.parents] == ["imported", "converted"]
+    assert manifest.parents[1].digest == reft.load(tmp_path / "own").digest and manifest.parents[1].source == "own"
     again = run(*lora, "--rank", 8, "--out", tmp_path / "lora")
     assert again.code == 1 and "not empty" in again.err
 

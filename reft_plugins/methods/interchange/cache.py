@@ -10,7 +10,7 @@ from reft_plugins.adapter import Adapter, parse_config
 from reft_plugins.base_model import identify
 from reft_plugins.capturing import capture, parse_site
 from reft_plugins.errors import AdapterError
-from reft_plugins.loading import load
+from reft_plugins.loading import load, source_name
 from reft_plugins.manifest import Parent
 from reft_plugins.methods.das import DAS
 from reft_plugins.methods.das.config import DASConfig
@@ -78,7 +78,7 @@ def cache_source(
         {"positions": config.positions},
         tensors,
         identify(base),
-        parents=(Parent(relation="rotation", source=f"{DAS.name} adapter", digest=adapter.digest),),
+        parents=(Parent(relation="rotation", source=source_name(rotation), digest=adapter.digest),),
         notes={"source": source_prompt, "exchange": ", ".join(chosen)},
     )
 
