@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
+from importlib import import_module
 
 from adapters_store.configuration import Configuration, configuration, location
 from adapters_store.location import VARIABLE, default_path, is_store
 from reft_plugins.diagnosis import Finding, Report
 from reft_plugins.errors import StoreError
-
-POLICY_VARIABLE = "REFT_POLICY"
 
 
 def diagnose(report: Report) -> None:
@@ -29,14 +27,22 @@ def diagnose(report: Report) -> None:
             Finding("store", "missing", f"none at {path}", f"reft store init, or set {VARIABLE} to a store's folder")
         )
     report(Finding("store remotes", "ok", _remotes(found)))
-    policy = os.environ.get(POLICY_VARIABLE) or found.policy
+    report(_policy())
+
+
+def _policy() -> Finding:
+    from adapters_store.trust.policy import active
+
+    try:
+        policy = active()
+        if policy is not None and any(rule.keys for rule in policy.rules):
+            import_module("adapters_store.trust.bundles")  # which says what is missing to check signatures
+    except StoreError as error:
+        return Finding("trust policy", "broken", str(error), "repair it: until then adapters of the store are refused")
     if policy is None:
-        report(Finding("trust policy", "ok", "none: unsigned adapters are accepted"))
-    elif os.path.isfile(policy):
-        report(Finding("trust policy", "ok", str(policy)))
-    else:
-        todo = "write it, or every adapter of the store is refused"
-        report(Finding("trust policy", "broken", f"{policy}: there is no such file", todo))
+        return Finding("trust policy", "ok", "none: unsigned adapters are accepted")
+    others = "refused" if policy.default.verdict == "refuse" else "accepted"
+    return Finding("trust policy", "ok", f"{policy.path}: {len(policy.rules)} rules; other names are {others}")
 
 
 def _remotes(found: Configuration) -> str:

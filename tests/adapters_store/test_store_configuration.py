@@ -165,7 +165,10 @@ def test_the_diagnosis_shows_what_is_in_force(file: Path, tmp_path: Path, monkey
     assert "no network" in _findings()["store remotes"].detail
     assert _findings()["trust policy"].status == "broken"
     (tmp_path / "p").write_text("")
-    assert _findings()["trust policy"] == Finding("trust policy", "ok", str(tmp_path / "p"))
+    said = f"{tmp_path / 'p'}: 0 rules; other names are refused"
+    assert _findings()["trust policy"] == Finding("trust policy", "ok", said)
+    (tmp_path / "p").write_text("defaults = 1")
+    assert "defaults" in _findings()["trust policy"].detail
     monkeypatch.setenv("REFT_POLICY", str(tmp_path / "other"))
     assert _findings()["trust policy"].status == "broken"
     file.write_text("nonsense")
