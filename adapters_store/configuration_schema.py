@@ -7,7 +7,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-_REMOTES = ("oci://", "hf://")
+from adapters_store.remotes.address import Address
+from reft_plugins.errors import StoreError
+
+_REMOTES = ("oci://", "hf://", "/", "~")
 
 
 def _seconds(value: Any) -> float:
@@ -20,8 +23,13 @@ def _seconds(value: Any) -> float:
 
 def _remote(value: Any) -> Any:
     if isinstance(value, str) and not value.startswith(_REMOTES):
-        raise ValueError(f"{value!r} is no address of a remote: write oci://host/prefix or hf://owner/repository")
-    return value
+        raise ValueError(
+            f"{value!r} is no address: write oci://host/prefix, hf://org/repo or the whole path of a store"
+        )
+    try:
+        return str(Address.parse(value)) if isinstance(value, str) else value
+    except StoreError as error:
+        raise ValueError(str(error)) from None
 
 
 class _Table(BaseModel):

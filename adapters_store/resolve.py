@@ -5,22 +5,41 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from adapters_store.configuration import configuration
 from adapters_store.location import default_path, is_store
 from adapters_store.references import Reference
 
+REMOTE = ("oci://", "hf://")
+"""How a reference begins that says itself which remote has it."""
+
 
 def resolve(reference: str) -> Path | None:
-    """The checked-out folder of a reference in the default store.
+    """The checked-out folder of a reference in the default store, which fills itself from the configured remotes.
+
+    `oci://host/prefix/name:tag` and `hf://org/repo:tag` are asked for where they say.
 
     Returns:
         None when the text is not a reference, names an existing folder, or the store or the name in it does not
         exist, so that others may try.
 
     Raises:
-        UnknownReferenceError: when the store has the name, but not this tag, version or digest.
-        StoreError: when the store or the version is damaged.
+        UnknownReferenceError: when the store has the name, but not this tag, version or digest; or no remote has it.
+        UntrustedError: when the trust policy does not admit the version.
+        StoreError: when the store or the version is damaged, or a remote cannot be asked and there is nothing to use
+            instead.
     """
-    if Reference.try_parse(reference) is None or os.path.isdir(reference) or not is_store(default_path()):
+    if reference.startswith(REMOTE):
+        from adapters_store.pull_through import resolve_address
+
+        return resolve_address(reference)
+    parsed = Reference.try_parse(reference)
+    if parsed is None or os.path.isdir(reference):
+        return None
+    if configuration().remotes:
+        from adapters_store.pull_through import bring
+
+        bring(parsed)
+    if not is_store(default_path()):
         return None
     from adapters_store.store import Store
 
