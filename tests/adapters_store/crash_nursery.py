@@ -1,85 +1,77 @@
-"""Kills writers of a store at random moments while readers check every state they see.
+"""Kills writers of a store at random moments while others read, hold and collect; prints what happened, as JSON.
 
-    crash_nursery.py STORE ADAPTER SCRATCH --kills N --seed S [--careless]
+    crash_nursery.py STORE ADAPTER SCRATCH --kills N --seed S [--seldom] [--careless WHAT]
 
-Each writer notes a version in its journal `SCRATCH/journal-*` only after `add` or `tag` returned, so the journals hold
-what was acknowledged. `--careless` replaces the store's way of writing the index by a plain overwrite: the same run
-must then find damage, else it could not find any.
+Lines of the history are written slowly, a few bytes at a time, so that many a writer dies in the middle of one.
+`--careless` takes away one of the precautions of the store: the same run must then find damage, else it could not find
+any.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
+import crash_tasks
 import safetensors.numpy  # noqa: F401
-from adapter_variants import vary
+from crash_journal import acknowledged
 
-from adapters_store import Store
+from adapters_store import store as store_module
 from adapters_store.layout import ledger
-from reft_plugins.manifest import read_manifest
 from reft_plugins.plugins import manager
 
-WRITERS, READERS, NAMES = 4, 2, ("alpha", "beta", "team/gamma")
+WRITERS = 4
+PIECE = 128
 
 
-def write_forever(root: Path, adapter: Path, scratch: Path, seed: int) -> None:
-    """Add and tag without end, on a journal of its own."""
-    rng = random.Random(seed)
-    store = Store.open(root)
-    journal = os.open(scratch / f"journal-{seed}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for count in range(1_000_000):
-        name = rng.choice(NAMES)
-        source = vary(adapter, scratch / f"source-{seed}", f"{seed}/{count}")
-        record = store.add(source, f"{name}:latest" if rng.random() < 0.5 else name)
-        os.write(journal, f"{record.name} {record.version} {record.digest}\n".encode())
-        if rng.random() < 0.2:
-            store.tag(record.reference, f"mark-{seed}-{count}")
-            os.write(journal, f"{record.name} mark-{seed}-{count} {record.digest}\n".encode())
+def write_in_pieces(descriptor: int, data: bytes) -> None:
+    """As a slow disk does."""
+    for start in range(0, len(data), PIECE):
+        os.write(descriptor, data[start : start + PIECE])
+        time.sleep(0.0005)
 
 
-def read_until(root: Path, stop: Path, seed: int) -> None:
-    """Check that versions only ever appear, never change, and always lead to their content."""
-    rng = random.Random(seed)
-    known: dict[str, str] = {}
-    while not stop.exists():
-        store = Store.open(root)
-        found = {record.reference: record.digest for record in store.list()}
-        assert known.items() <= found.items(), f"changed or gone: {known.items() - found.items()}"
-        known = found
-        if found:
-            reference = rng.choice(sorted(found))
-            folder = store.checkout(reference)
-            assert found[reference].replace(":", "-") == folder.name
-            assert read_manifest(folder).method == "loreft"
-
-
-def overwrite_carelessly(path: Path, data: bytes, known: object = None) -> bool:
-    """What a store must not do."""
+def overwrite_index(path: Path, data: bytes, known: object = None) -> bool:
+    """Careless: whoever looks meanwhile, or after a crash, sees a half of it."""
     with path.open("wb", buffering=0) as file:
         for start in range(0, len(data), 512):
             file.write(data[start : start + 512])
     return True
 
 
-def acknowledged(scratch: Path) -> int:
-    """How many writes were acknowledged so far."""
-    return sum(path.read_bytes().count(b"\n") for path in scratch.glob("journal-*"))
+def be_careless(what: str | None) -> None:
+    """Take one precaution away."""
+    locked = store_module.locked
+    match what:
+        case "index":
+            ledger.replace_file = overwrite_index
+        case "history":  # what a writer that died had begun stays
+            os.ftruncate = lambda descriptor, length: None
+        case "collector":  # `gc` does not wait for those that are adding
+
+            def collect_at_once(path: Path, shared: bool = False) -> Any:
+                return locked(path, shared) if shared or path.name != store_module.CONTENT_LOCK else nullcontext()
+
+            store_module.locked = collect_at_once
 
 
-def fork(task: object, *arguments: object) -> int:
+def fork(task: Callable[..., None], *arguments: object) -> int:
     """Run a task in a child process; returns its id."""
     child = os.fork()
     if child:
         return child
     try:
-        task(*arguments)  # type: ignore[operator]
+        task(*arguments)
     except BaseException:
         traceback.print_exc()
         os._exit(1)
@@ -87,42 +79,73 @@ def fork(task: object, *arguments: object) -> int:
 
 
 def main() -> int:
-    """Exit code 0 when no reader and no surviving writer found anything wrong."""
+    """Exit code 0 when no process found anything wrong."""
     parser = argparse.ArgumentParser()
     for name in ("store", "adapter", "scratch"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--kills", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--careless", action="store_true")
+    parser.add_argument("--seldom", action="store_true", help="index.json is hardly ever written, as if it were large")
+    parser.add_argument("--careless", choices=("index", "history", "collector"))
     options = parser.parse_args()
-    if options.careless:
-        ledger.replace_file = overwrite_carelessly
+    root, stop = options.store, options.scratch / "stop"
+    ledger.write_all = write_in_pieces
+    if options.seldom:
+        ledger.SMALL_INDEX_BYTES = ledger.LARGEST_PART_BEHIND = 0
+    be_careless(options.careless)
     manager()  # imported once here, not by every child
     rng = random.Random(options.seed)
-    stop = options.scratch / "stop"
     seeds = iter(range(1_000_000))
 
     def writer() -> int:
-        return fork(write_forever, options.store, options.adapter, options.scratch, next(seeds))
+        return fork(crash_tasks.write, root, options.adapter, options.scratch, next(seeds))
 
-    readers = [fork(read_until, options.store, stop, seed) for seed in range(READERS)]
-    writers = [writer() for _ in range(WRITERS)]
-    killed = failed = 0
+    def collector() -> int:
+        return fork(crash_tasks.collect, root, 0.3 if options.seldom else 0.03, next(seeds))
+
+    readers = [
+        *(fork(crash_tasks.look, root, stop, seed) for seed in range(2)),
+        fork(crash_tasks.remember, root, stop),
+        fork(crash_tasks.hold, root, options.adapter, options.scratch, stop),
+    ]
+    starts = [*[writer] * WRITERS, collector]
+    mortals = [start() for start in starts]
+    killed = failed = torn = 0
     while not failed and (killed < options.kills or acknowledged(options.scratch) < options.kills):
-        time.sleep(rng.uniform(0.0, 0.03))
-        slot = rng.randrange(WRITERS)
-        os.kill(writers[slot], signal.SIGKILL)
-        _, status = os.waitpid(writers[slot], 0)
+        time.sleep(rng.uniform(0.0, 0.05))
+        slot = rng.randrange(len(mortals))
+        os.kill(mortals[slot], signal.SIGKILL)
+        _, status = os.waitpid(mortals[slot], 0)
         killed += os.WIFSIGNALED(status)
         failed += os.WIFEXITED(status)
-        writers[slot] = writer()
-    for child in writers:
+        torn += slot < WRITERS and ends_torn(root)
+        mortals[slot] = starts[slot]()
+    for child in mortals:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     stop.touch()
     failed += sum(os.waitpid(child, 0)[1] != 0 for child in readers)
-    print(killed, failed)
+    holds = options.scratch / "holds"
+    print(
+        json.dumps(
+            {
+                "killed": killed,
+                "failed": failed,
+                "torn": torn,
+                "acknowledged": acknowledged(options.scratch),
+                "holds": int(holds.read_text()) if holds.exists() else 0,
+            }
+        )
+    )
     return 1 if failed else 0
+
+
+def ends_torn(root: Path) -> bool:
+    """Whether the last line of the history has no end now."""
+    try:
+        return not (root / "history.jsonl").read_bytes().endswith(b"\n")
+    except FileNotFoundError:
+        return False
 
 
 if __name__ == "__main__":
