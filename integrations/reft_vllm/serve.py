@@ -156,5 +156,6 @@ def _admit(base: str, references: dict[str, str]) -> tuple[list[str], list[Progr
         adapter = Adapter.load(path)
         check_base(adapter.manifest, identity)
         programs.append(adapter.lower())
-        modules.append(f"{name}={path if os.path.isdir(reference) else reference}")
+        by_folder = os.path.isdir(reference) or "://" in reference  # the server itself asks no address
+        modules.append(f"{name}={path if by_folder else reference}")
     return modules, programs

@@ -94,8 +94,13 @@ async def load(models: Any, original: Callable[..., Any], request: Any, base_mod
     Returns:
         vLLM's answer; an error answer with status 404 for an unknown reference and 400 for an adapter that cannot run.
     """
+    reference = request.lora_path
+    if reference and "://" in reference:
+        return refuse(
+            f"{reference}: a request loads folders and references of the store, nothing from an address of its choice. "
+            "Bring it into the store with `reft store pull` first"
+        )
     try:
-        reference = request.lora_path
         found = await asyncio.to_thread(find, reference, models.model_config.model) if reference else None
     except UnknownReferenceError:
         found = None  # a hub id, or nothing: vLLM's own answer is right for both
