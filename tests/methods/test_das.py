@@ -223,8 +223,8 @@ def test_training_runs_the_cached_edit(tiny_llama: Path) -> None:
 
 def test_cached_interchanges_reload_exactly(tiny_llama: Path, learned: Path, tmp_path: Path) -> None:
     cached = cache_source(tiny_llama, "count: four, five,", learned)
-    assert [(parent.relation, parent.digest) for parent in cached.manifest.parents] == [
-        ("rotation", reft.load(learned).digest)
+    assert [(parent.relation, parent.source, parent.digest) for parent in cached.manifest.parents] == [
+        ("rotation", learned.name, reft.load(learned).digest)
     ]
     paths = [cached.save(tmp_path / "learned")]
     paths.append(cache_source(tiny_llama, "the old king", sites=["0", "2:mlp_output"]).save(tmp_path / "whole"))
