@@ -24,14 +24,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapters_store import limits
 from reft_plugins.errors import StoreError
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 VARIABLE = "REFT_CONFIG"
-MAX_BYTES = 1024 * 1024
-"""A larger configuration file is refused unread."""
+MAX_BYTES = limits.MAX_CONFIGURATION_BYTES
 
 
 @dataclass(frozen=True, slots=True)

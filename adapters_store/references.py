@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from adapters_store import limits
 from reft_plugins.errors import StoreError
 
-MAX_NAME_LENGTH = 200
-MAX_TAG_LENGTH = 128
+MAX_NAME_LENGTH = limits.MAX_NAME_LENGTH
+MAX_TAG_LENGTH = limits.MAX_TAG_LENGTH
 
 # Repository names and tags of the OCI distribution specification, narrowed to what its image specification also
 # allows in the annotation that carries them, so that every program reads every reference.

@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from adapters_store import limits
 from adapters_store.layout.files import explained
 from adapters_store.location import INDEX_FILE, LAYOUT_FILE
 from reft_plugins.errors import StoreError
 
-MAX_MEMBERS = 1_000_000
-"""Of an archive."""
+MAX_MEMBERS = limits.MAX_MEMBERS
 
 _BLOCK: Final = tarfile.BLOCKSIZE
 _FOLDERS: Final = ("", "blobs", "blobs/sha256")

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapters_store import limits
 from adapters_store.archive.members import Members
 from adapters_store.archive.writing import Progress
 from adapters_store.layout.attachments import attachment_blobs
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from adapters_store.layout.entries import IndexEntry
     from adapters_store.store import Store
 
-_MAX_MARKER_BYTES = 4096
+_MAX_MARKER_BYTES = limits.MAX_MARKER_BYTES
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from adapters_store import limits
 from adapters_store.layout.blobs import Blobs, Sized
 from adapters_store.layout.entries import IndexEntry
 from adapters_store.layout.oci import (
@@ -21,8 +22,7 @@ from adapters_store.layout.oci import (
 )
 from reft_plugins.errors import StoreError
 
-MAX_ATTACHED_BYTES = 16 * 1024 * 1024
-"""Of each file of an attachment."""
+MAX_ATTACHED_BYTES = limits.MAX_ATTACHED_BYTES
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapters_store import limits
 from adapters_store.layout.blobs import Blobs, Sized, StagedBlob
 from adapters_store.layout.files import explained
 from adapters_store.layout.oci import (
@@ -35,8 +36,7 @@ from reft_plugins.manifest import (
     read_bounded,
 )
 
-MAX_METRICS_CHARACTERS = 2048
-"""Longer ones are not repeated in the index."""
+MAX_METRICS_CHARACTERS = limits.MAX_METRICS_CHARACTERS
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from adapters_store import limits
 from adapters_store.layout.entries import check_entry
 from adapters_store.layout.files import explained, open_regular
 from adapters_store.layout.oci import MANIFEST_TYPE, load_json
@@ -28,7 +29,7 @@ from adapters_store.references import Reference
 from reft_plugins.errors import StoreError
 
 HISTORY_FILE = "history.jsonl"
-MAX_LINE_BYTES = 1024 * 1024
+MAX_LINE_BYTES = limits.MAX_LINE_BYTES
 AUTHOR_VARIABLE = "REFT_AUTHOR"
 
 _SHA256 = re.compile("sha256:[0-9a-f]{64}")

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from adapters_store import limits
 from reft_plugins.errors import StoreError
 from reft_plugins.manifest import finite_number, unique_keys
 
@@ -43,10 +44,8 @@ HIGHEST = "vnd.reft.highest"
 """Of `index.json`: the largest version numbers ever given, of names whose latest versions were removed."""
 
 LAYOUT = {"imageLayoutVersion": "1.0.0"}
-MAX_MANIFEST_BYTES = 4 * 1024 * 1024
-"""Of an image manifest: what registries are required to accept."""
-MAX_INDEX_BYTES = 128 * 1024 * 1024
-"""Of `index.json`; room for some 200,000 versions and tags."""
+MAX_MANIFEST_BYTES = limits.MAX_MANIFEST_BYTES
+MAX_INDEX_BYTES = limits.MAX_INDEX_BYTES
 
 
 def one_of_each_key(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

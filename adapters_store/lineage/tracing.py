@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from adapters_store import limits
 from adapters_store.layout.oci import CERTIFICATE_TYPE
 from adapters_store.lineage.catalog import Catalog, Progress, digest_of
 from adapters_store.lineage.results import Edge, Export, Lineage, Node, Training
@@ -17,11 +18,10 @@ if TYPE_CHECKING:
     from adapters_store.store import Store
     from reft_plugins.manifest import Manifest, Parent
 
-MAX_NODES: Final = 1000
-"""No graph gets larger; what is nearest to the root is kept."""
+MAX_NODES: Final = limits.MAX_NODES
 _IMPORTED = "imported"
 _CERTIFICATE_FILE = "certificate.json"
-_MAX_CERTIFICATE_BYTES = 16 * 1024 * 1024
+_MAX_CERTIFICATE_BYTES = limits.MAX_CERTIFICATE_BYTES
 
 
 def lineage(

@@ -8,6 +8,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
+from adapters_store import limits
 from adapters_store.location import is_store
 from adapters_store.references import Reference
 from reft_plugins.errors import StoreError
@@ -19,7 +20,7 @@ _HOST = re.compile(rf"(?P<host>{_LABEL}(?:\.{_LABEL})*|\[[0-9A-Fa-f:.]{{2,45}}\]
 _SEGMENT = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*")
 _HUB_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _SELECTOR = re.compile(r"[:@]")
-_MAX_LENGTH = 1024
+_MAX_LENGTH = limits.MAX_ADDRESS_LENGTH
 _FORMS = (
     "Write oci://HOST[:PORT]/PREFIX for a registry, hf://ORG/REPO for the Hugging Face Hub, or the path of another "
     "store, as in ./other-store"

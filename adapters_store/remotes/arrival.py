@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from adapters_store import limits
 from adapters_store.layout import contents
 from adapters_store.layout.attachments import MAX_ATTACHED_BYTES
 from adapters_store.layout.blobs import Blobs
@@ -23,8 +24,7 @@ from reft_plugins import manifest as adapter_manifest
 from reft_plugins.errors import StoreError
 from reft_plugins.manifest import sha256
 
-MAX_ATTACHMENTS = 256
-"""Of one version; more are left where they are."""
+MAX_ATTACHMENTS = limits.MAX_ATTACHMENTS
 _OURS = "application/vnd.reft."
 
 

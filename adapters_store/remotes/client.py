@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import requests
 from oras.provider import Registry as OrasRegistry
 
+from adapters_store import limits
 from adapters_store.remotes.address import Address
 from adapters_store.remotes.login import Login
 from adapters_store.remotes.remote import UnreachableError
@@ -20,7 +21,7 @@ from reft_plugins.errors import StoreError
 _DOCKER_HUB = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
 _ATTEMPTS = 3
 _BUSY = (429, 502, 503, 504)
-_MAX_RETRY_AFTER = 30.0
+_MAX_RETRY_AFTER = limits.MAX_RETRY_AFTER_SECONDS
 _SHOWN = 300
 
 

@@ -11,14 +11,15 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 
+from adapters_store import limits
 from adapters_store.layout.oci import INDEX_TYPE, Descriptor, load_json
 from adapters_store.remotes.client import Client, refusal
 from reft_plugins.errors import StoreError
 
-MAX_TAGS = 100_000
-MAX_NAMES = 100_000
-MAX_REFERRERS = 1000
-_MAX_PAGES = 1000
+MAX_TAGS = limits.MAX_TAGS
+MAX_NAMES = limits.MAX_NAMES
+MAX_REFERRERS = limits.MAX_REFERRERS
+_MAX_PAGES = limits.MAX_PAGES
 _PAGE = 1000
 
 Item = TypeVar("Item")

@@ -16,12 +16,12 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
+from adapters_store import limits
 from adapters_store.remotes.address import is_loopback
 from reft_plugins.errors import StoreError
 
-MAX_REDIRECTS = 5
-MAX_ANSWER_BYTES = 4 * 1024 * 1024
-"""Of any answer that is held in memory: manifests, listings, tokens, error messages."""
+MAX_REDIRECTS = limits.MAX_REDIRECTS
+MAX_ANSWER_BYTES = limits.MAX_ANSWER_BYTES
 _READ = 1 << 16
 
 
