@@ -13,11 +13,13 @@ import requests
 from oras.auth.token import TokenAuth
 from oras.auth.utils import parse_auth_header
 
+from adapters_store import limits
 from adapters_store.layout.files import explained
+from adapters_store.remotes.remote import UnreachableError
 from adapters_store.remotes.session import Session
 from reft_plugins.errors import StoreError
 
-_MAX_CONFIG_BYTES = 1 << 20
+_MAX_CONFIG_BYTES = limits.MAX_LOGIN_BYTES
 _HUB_HOSTS = ("docker.io", "index.docker.io", "registry-1.docker.io")
 _HUB_KEYS = ("https://index.docker.io/v1/", "index.docker.io", "docker.io")
 _IDENTITY_TOKEN = "<token>:"
@@ -51,16 +53,17 @@ class Login(TokenAuth):  # type: ignore[misc]
             The headers of the next attempt, and whether there is any use in one.
 
         Raises:
-            StoreError: when the docker configuration or the server's answer is not understood.
+            UnreachableError: when the docker configuration or the server's answer is not understood.
         """
         challenge = original.headers.get("Www-Authenticate", "")
         try:
             self._look_up()
             found = self._answer(challenge)
-        except StoreError:
-            raise
+        except StoreError as error:
+            raise UnreachableError(str(error)) from None
         except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-            raise StoreError(f"{self._host}: its login did not work: {type(error).__name__}: {error}"[:500]) from None
+            why = f"{type(error).__name__}: {error}"[:300]
+            raise UnreachableError(f"{self._host}: its login did not work: {why}. Log in again") from None
         repeated = found == self._header.get("Authorization")
         if found is None or (repeated and found.startswith("Basic ")):
             return headers, False
@@ -80,8 +83,8 @@ class Login(TokenAuth):  # type: ignore[misc]
     def _look_up(self) -> None:
         if self._looked_up:
             return
-        self._looked_up = True
         self._auth_config = docker_config()
+        self._looked_up = True
         for key in _HUB_KEYS if self._host in _HUB_HOSTS else (self._host,):
             if self._load_auth(key):
                 break

@@ -88,8 +88,8 @@ class IncompleteTransferError(StoreError):
 
     def __init__(self, transfer: Transfer, errors: tuple[StoreError, ...]) -> None:
         moved = len(transfer.versions)
-        reasons = "".join(f"\n  {error}" for error in errors)
-        super().__init__(f"{transfer.target}: {len(errors)} refused, {moved} complete.{reasons}")
+        reasons = "; ".join(map(str, errors))
+        super().__init__(f"{transfer.target}: {len(errors)} refused, {moved} complete: {reasons}")
         self.transfer = transfer
         self.errors = errors
 
