@@ -14,8 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from adapters_store.layout.files import explained
-from adapters_store.remotes.remote import Progress
+from adapters_store.remotes.remote import Progress, UnreachableError
 from reft_plugins.errors import ReftError, StoreError
 
 if TYPE_CHECKING:
@@ -27,6 +26,8 @@ MAX_LISTED_FILES = 10_000
 TIMEOUT_SECONDS = 60.0
 """Without an answer, or a further piece of one, where the library itself would wait without end."""
 MAIN = "main"
+_MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
+"""What the library raises on an answer that it does not understand."""
 _LOGIN = "Log in with `hf auth login` or set HF_TOKEN"
 
 
@@ -133,6 +134,9 @@ class HubClient:
         headers = build_hf_headers(library_name="reft-plugins", headers={"Accept-Encoding": "identity"})
         bounded = cast(BinaryIO, _Bounded(target, limit, f"{self.address}: {path}", progress))
         start = target.seek(0, os.SEEK_END)
+        if start > limit:
+            start = target.seek(0)
+            target.truncate()
         with self._calling(f"download {path}"):
             http_get(url, bounded, resume_size=start, headers=headers, expected_size=size, displayed_filename=path)
 
@@ -195,8 +199,10 @@ class HubClient:
         except Exception as error:  # of whatever kind: the answers of a server are not in our hands
             refusal = error if isinstance(error, HfHubHTTPError) else error.__cause__
             if isinstance(refusal, HfHubHTTPError):
-                raise StoreError(f"{failed}: {_advice(refusal)}") from error
-            raise StoreError(f"{failed}: {type(error).__name__}: {_line(str(error))}. Try again") from error
+                kind = UnreachableError if _passes(refusal.response.status_code) else StoreError
+                raise kind(f"{failed}: {_advice(refusal)}") from error
+            kind = StoreError if isinstance(error, _MALFORMED) else UnreachableError
+            raise kind(f"{failed}: {type(error).__name__}: {_line(str(error))}. Try again") from error
 
 
 class _Bounded:
@@ -211,8 +217,10 @@ class _Bounded:
     def write(self, chunk: bytes) -> int:
         if self.file.tell() + len(chunk) > self.limit:
             raise StoreError(f"{self.where}: more than {self.limit} bytes, so it is not read further")
-        with explained("write", Path(getattr(self.file, "name", "memory"))):
+        try:
             written = self.file.write(chunk)
+        except OSError as error:
+            raise StoreError(f"{self.where}: cannot keep what arrives: {error.strerror}") from error
         self.progress(written)
         return written
 
@@ -246,7 +254,12 @@ def _advice(error: HfHubHTTPError) -> str:
         return f"{said}. The login needs the permission to write there"
     if status in (409, 412):
         return f"{said}: somebody else changed the repository meanwhile. Try again"
-    return f"{said}. Try again later" if status == 429 or status >= 500 else said
+    return f"{said}. Try again later" if _passes(status) else said
+
+
+def _passes(status: int) -> bool:
+    """Whether another attempt may get another answer."""
+    return status in (408, 429) or status >= 500
 
 
 def _line(text: str) -> str:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters_store.remotes.hub_client import MAIN, HubClient, Refs
 from adapters_store.remotes.hub_snapshots import Snapshots, adapter_files, snapshot
-from reft_plugins.errors import StoreError
+from adapters_store.remotes.remote import version_number
+from reft_plugins.errors import StoreError, VersionConflictError
 from reft_plugins.manifest import MANIFEST_FILE, Manifest
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
 CARD_FILE = "README.md"
-_VERSION = re.compile(r"v([1-9][0-9]{0,8})")
 
 
 class Publication:
@@ -39,9 +38,9 @@ class Publication:
             return
         version = _version(tag)
         if tag in tags and version:
-            raise self._error(
-                f"its {tag} is other content, and versions never change. Push to another repository, "
-                "or pull what is there first"
+            raise VersionConflictError(
+                f"{self._client.address}:{tag} is other content, and versions never change. Push to another "
+                "repository, or let the version have the next free number there (--renumber)"
             )
         among = self._snapshots.known(tags.values()) if version else tags.values()
         ends = [branches[branch] for branch in (MAIN, self._spare) if branch in branches]
@@ -100,5 +99,4 @@ class Publication:
 
 def _version(tag: str | None) -> int:
     """The number of a tag `vN`, 0 for others."""
-    match = _VERSION.fullmatch(tag or "")
-    return int(match[1]) if match is not None else 0
+    return version_number(tag or "") or 0

@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, unquote
 import uvicorn
 import yaml
 from fastapi import FastAPI, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
 from hub_repositories import Entry, Refused, Repository
 
@@ -35,8 +36,10 @@ class Call:
     peer: str
 
     @property
-    def parts(self) -> list[str]:
-        return self.path.strip("/").split("/")
+    def writes(self) -> bool:
+        """Whether it is to change something."""
+        reading = ("/preupload/", "/paths-info/", "/objects/batch", "/validate-yaml", "/large-verification/")
+        return self.method not in ("GET", "HEAD") and not any(each in self.path for each in reading)
 
 
 @dataclass
@@ -45,7 +48,8 @@ class Hub:
 
     Attributes:
         calls: every request so far.
-        intercept: called first; may raise `Refused`.
+        intercept: called before a request is answered; may raise `Refused`, or answer it elsewhere first.
+        lose: asked after a request was carried out; where it says so, the answer is lost.
         cut: bytes of every large download after which the connection breaks; None for never.
         private: repositories that answer as if they did not exist without the token.
     """
@@ -54,6 +58,7 @@ class Hub:
     large: dict[str, bytes] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     intercept: Callable[[Call], None] = lambda call: None
+    lose: Callable[[Call], bool] = lambda call: False
     cut: int | None = None
     private: set[str] = field(default_factory=set)
     endpoint: str = ""
@@ -62,6 +67,12 @@ class Hub:
         """What the Hub says."""
         self.calls.append(call)
         self.intercept(call)
+        response = self._carry_out(call, raw_parts)
+        if self.lose(call):
+            raise Refused(507, None, "The answer got lost")
+        return response
+
+    def _carry_out(self, call: Call, raw_parts: list[str]) -> Response:
         match [unquote(part) for part in raw_parts]:
             case ["api", "repos", "create"]:
                 return self._create(call)
@@ -73,8 +84,11 @@ class Hub:
                 self._authorised(call)
                 self._repository(call, f"{owner}/{name.removesuffix('.git')}")
                 return self._batch(json.loads(call.body))
-            case ["large-storage", oid, *rest]:
-                return self._large(call, oid, rest)
+            case ["large-storage", oid]:
+                return self._large(call, oid)
+            case ["large-verification", oid]:
+                sound = len(self.large.get(oid, b"")) == json.loads(call.body)["size"]
+                return JSONResponse({}, 200 if sound else 404)
             case [owner, name, "resolve", revision, *path]:
                 return self._resolve(call, self._repository(call, f"{owner}/{name}"), revision, "/".join(path))
         raise Refused(404, None, f"the stand-in knows no {call.method} {call.path}")
@@ -181,16 +195,13 @@ class Hub:
         assert (wish["operation"], wish["hash_algo"]) == ("upload", "sha256")
         objects = []
         for each in wish["objects"]:
-            storage = f"{self.endpoint}/large-storage/{each['oid']}"
-            actions = {"upload": {"href": storage}, "verify": {"href": f"{storage}/verify"}}
+            upload, verify = (f"{self.endpoint}/large-{what}/{each['oid']}" for what in ("storage", "verification"))
+            actions = {"upload": {"href": upload}, "verify": {"href": verify}}
             objects.append({**each, "actions": actions} if each["oid"] not in self.large else each)
         return JSONResponse({"transfer": "basic", "objects": objects})
 
-    def _large(self, call: Call, oid: str, rest: list[str]) -> Response:
+    def _large(self, call: Call, oid: str) -> Response:
         """The storage behind signed addresses, which refuses requests that carry a token of the Hub."""
-        if rest == ["verify"]:
-            sound = len(self.large.get(oid, b"")) == json.loads(call.body)["size"]
-            return JSONResponse({}, 200 if sound else 404)
         if "authorization" in call.headers:
             raise Refused(400, None, "Only one auth mechanism allowed")
         if call.method == "PUT":
@@ -255,7 +266,7 @@ class Server:
             peer = request.client.host if request.client else ""
             call = Call(request.method, unquote(raw), dict(request.headers), await request.body(), peer)
             try:
-                return self.hub.answer(call, raw.strip("/").split("/"))
+                return await run_in_threadpool(self.hub.answer, call, raw.strip("/").split("/"))
             except Refused as refusal:
                 headers = {"X-Error-Message": refusal.message}
                 if refusal.code is not None:
