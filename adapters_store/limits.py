@@ -73,6 +73,10 @@ MAX_REFERRERS = 1000
 """In a listing of what is attached to one version at a remote."""
 MAX_ATTACHMENTS = 256
 """Of one version, pulled from a remote; more are left where they are."""
+MAX_LISTED_FILES = 10_000
+"""Of one folder of a repository of the Hugging Face Hub."""
+MAX_MEMORY_BYTES = 4 * KIB
+"""Of a file that remembers when a tag was looked up at a remote."""
 
 MAX_MEMBERS = 1_000_000
 """Of an archive."""

@@ -8,11 +8,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapters_store import limits
 from adapters_store.layout.files import ensure_directory, partial_file, read_at_most, settle
 from reft_plugins.errors import StoreError
 
 FOLDER = "lookups"
-_MAX_BYTES = 4096
+_MAX_BYTES = limits.MAX_MEMORY_BYTES
 _LOCK_DIGITS = 3
 
 

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
+from adapters_store import limits
 from adapters_store.remotes.remote import Progress, UnreachableError
 from reft_plugins.errors import ReftError, StoreError
 
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, RepoFile
     from huggingface_hub.errors import HfHubHTTPError
 
-MAX_LISTED_FILES = 10_000
-"""Of one folder of a repository; a longer listing is refused."""
+MAX_LISTED_FILES = limits.MAX_LISTED_FILES
 TIMEOUT_SECONDS = 60.0
 """Without an answer, or a further piece of one, where the library itself would wait without end."""
 MAIN = "main"

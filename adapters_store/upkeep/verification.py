@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from adapters_store import limits
 from adapters_store.layout import checkouts
 from adapters_store.layout.attachments import attachment_blobs, read_attachment
 from adapters_store.layout.blobs import Blobs, Sized
@@ -25,7 +26,7 @@ from reft_plugins.errors import ReftError, StoreError
 def layout_problems(root: Path) -> Iterator[Problem]:
     """What is wrong with the marker file and the folders of a store."""
     try:
-        marker = LayoutMarker.parse(read_at_most(root / LAYOUT_FILE, 4096), LAYOUT_FILE)
+        marker = LayoutMarker.parse(read_at_most(root / LAYOUT_FILE, limits.MAX_MARKER_BYTES), LAYOUT_FILE)
         if marker.to_data() != LAYOUT:
             raise StoreError(f"another kind of image layout: {marker.to_data()}; this version reads {LAYOUT}")
     except StoreError as error:
