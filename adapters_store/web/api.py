@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, HTTPException, Query
 from starlette.responses import Response
 
 from adapters_store.store import Store
@@ -13,6 +13,7 @@ from adapters_store.web.ancestry import family
 from adapters_store.web.answers import json_answer
 from adapters_store.web.search import Page, Search, search
 from adapters_store.web.selection import find, parse, versions
+from reft_plugins.errors import StoreError
 
 API_PAGE_SIZE = 500
 
@@ -28,7 +29,12 @@ def router(store: Store) -> APIRouter:
         name: str = "", method: str = "", base: str = "", tag: str = "", metric: str = "", page: PageNumber = 1
     ) -> Response:
         """Adapters with their newest version, filtered and in pages."""
-        found = search(store, Search(name, method, base, tag, metric, page))
+        wanted = Search(name, method, base, tag, metric, page)
+        try:
+            wanted.check()
+        except StoreError as error:
+            raise HTTPException(400, str(error)) from None
+        found = search(store, wanted)
         return json_answer(_page(found, "adapters", [row.to_dict() for row in found.items]))
 
     @routes.get("/adapters/{reference:path}")
