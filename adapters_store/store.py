@@ -6,7 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -271,6 +271,16 @@ class Store:
         parsed = Reference.parse(reference)
         return self._record(index, parsed.name, index.select(parsed)[0])
 
+    def copies(self, digest: str) -> tuple[Record, ...]:
+        """The versions of all names whose image manifest has this digest, by name; nothing but the index is read.
+
+        Raises:
+            StoreError: when the index cannot be trusted.
+        """
+        index = self._index()
+        found = sorted(name for name, named in index.names.items() if digest in named.numbers)
+        return tuple(self._record(index, name, index.names[name].numbers[digest]) for name in found)
+
     def descriptor(self, reference: str) -> Descriptor:
         """The descriptor of a version's image manifest.
 
@@ -361,9 +371,9 @@ class Store:
             if parsed.exact:
                 numbers = [index.select(parsed)[0]]
             else:
-                if parsed.name not in index.names:
+                numbers = sorted(index.names[parsed.name].versions) if parsed.name in index.names else []
+                if not numbers:
                     index.select(parsed)
-                numbers = sorted(index.names[parsed.name].versions)
             tags = index.tags_by_digest(parsed.name)
             records = tuple(record_of(index, self.blobs, parsed.name, number, tags) for number in numbers)
             tagged = sorted({tag for record in records for tag in record.tags})
@@ -428,8 +438,7 @@ class Store:
         """
         parsed = Reference.parse(reference)
         _, entry = self._index().select(parsed)
-        ensure_directory(self.root / LEASES)
-        with locked(collection.lease(self.root, entry.digest), shared=True):
+        with self._leased(entry.digest):
             yield self._check_out(self._index(), Reference(parsed.name, digest=entry.digest), unchecked)
 
     def read(self, reference: str, file_name: str) -> bytes:
@@ -454,7 +463,9 @@ class Store:
         """
         index = self._index()
         parsed = Reference.parse(reference)
-        return self._check_out(index, parsed) if parsed.name in index.names else None
+        named = index.names.get(parsed.name)
+        known = named is not None and (named.versions or named.tags)
+        return self._check_out(index, parsed) if known else None
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> Report:
         """Check every blob, reference, manifest, line of the history and checked-out file.
@@ -515,6 +526,12 @@ class Store:
 
                 admit(self, reference.name, entry.digest, {name: each.digest for name, each in found.files.items()})
             return checkouts.check_out(self.blobs, entry.digest, found.files)
+
+    def _leased(self, digest: str) -> AbstractContextManager[None]:
+        if not checkouts.may_write(self.root):
+            return nullcontext()  # then the folder is in the user's cache, which nobody collects
+        ensure_directory(self.root / LEASES)
+        return locked(collection.lease(self.root, digest), shared=True)
 
     @contextmanager
     def _reading(self, name: str, entry: IndexEntry) -> Iterator[None]:

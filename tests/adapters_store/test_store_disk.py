@@ -141,7 +141,7 @@ def _read_everything(store: Store) -> str:
     return "all read"
 
 
-@pytest.mark.parametrize("verb", WRITERS)
+@pytest.mark.parametrize("verb", sorted(WRITERS.keys() - {"checkout"}))
 def test_read_only_disk(disk: Disk, adapters: list[Path], verb: str) -> None:
     store = small_store(disk.path / "store", adapters)
     store.checkout("sentiment:latest")
@@ -155,6 +155,29 @@ def test_read_only_disk(disk: Disk, adapters: list[Path], verb: str) -> None:
     WRITERS[verb](store, adapters[2])
     assert verb == "gc" or VERBS[verb][1](store)
     assert store.verify().ok
+
+
+def test_a_store_that_may_only_be_read_is_checked_out_into_the_users_cache(
+    disk: Disk, adapters: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = small_store(disk.path / "store", adapters)
+    made = store.checkout("sentiment@v1")
+    before = state(store)
+    with disk.read_only():
+        assert store.checkout("sentiment@v1") == made, "it had been checked out while that could be done"
+        with store.hold("sentiment@v2") as folder:
+            assert (folder / "adapter.json").read_bytes() == (adapters[1] / "adapter.json").read_bytes()
+        assert folder.is_relative_to(tmp_path / "cache")
+        assert store.resolve("sentiment@v2") == folder
+        (folder / "adapter.json").unlink()
+        (folder / "foreign").touch()
+        store.checkout("sentiment@v2")
+        assert sorted(path.name for path in folder.iterdir()) == ["adapter.json", "adapter.safetensors"]
+        assert state(store) == before
+        (tmp_path / "cache" / "reft").chmod(0o777)
+        with pytest.raises(StoreError, match="others may write there"):
+            store.checkout("sentiment@v2")
 
 
 @pytest.mark.parametrize("verb", WRITERS)
