@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from adapters_store.layout.contents import unpack
+from adapters_store.layout.oci import SIGNATURE_TYPE
 from adapters_store.limits import MAX_SIGNATURE_BYTES, MAX_SIGNATURES
 from adapters_store.trust.keys import PublicKey, distinct
 from reft_plugins.errors import ReftError, StoreError
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from adapters_store.layout.attachments import Attachment
     from adapters_store.store import Store
 
-SIGNATURE_TYPE: Final = "application/vnd.reft.signature.v1"
 SIGNATURE_FILE: Final = "signature.json"
 
 

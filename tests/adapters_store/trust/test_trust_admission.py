@@ -12,11 +12,12 @@ from adapter_variants import flip_bit
 
 import reft_plugins as reft
 from adapters_store import Store
+from adapters_store.layout.oci import SIGNATURE_TYPE
 from adapters_store.resolve import resolve
 from adapters_store.trust import admission
 from adapters_store.trust.bundles import BUNDLE_TYPE
 from adapters_store.trust.keys import PublicKey
-from adapters_store.trust.signing import SIGNATURE_FILE, SIGNATURE_TYPE, Verdict, judge, sign
+from adapters_store.trust.signing import SIGNATURE_FILE, Verdict, judge, sign
 from reft_plugins.errors import UntrustedError
 
 Keys = Callable[[str], tuple[Path, PublicKey]]

@@ -11,11 +11,12 @@ import pytest
 from adapter_variants import flip_bit, vary
 
 from adapters_store import Store
+from adapters_store.layout.oci import SIGNATURE_TYPE
 from adapters_store.remotes.transfer import push
 from adapters_store.trust import signing
 from adapters_store.trust.bundles import BUNDLE_TYPE, make
 from adapters_store.trust.keys import PublicKey
-from adapters_store.trust.signing import SIGNATURE_FILE, SIGNATURE_TYPE, sign, sound_files, verify
+from adapters_store.trust.signing import SIGNATURE_FILE, sign, sound_files, verify
 from reft_plugins.errors import StoreError, UnknownReferenceError
 
 Keys = Callable[[str], tuple[Path, PublicKey]]
