@@ -12,7 +12,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from sys import intern
 from typing import TYPE_CHECKING
@@ -54,16 +54,9 @@ class Catalog:
         self._mentions: dict[str, list[str]] | None = None
         self.problems: list[str] = []
 
-    @cached_property
-    def _by_image(self) -> dict[str, list[Record]]:
-        found: dict[str, list[Record]] = defaultdict(list)
-        for record in self._store.list():
-            found[record.digest].append(record)
-        return found
-
     def copies(self, record: Record) -> tuple[Record, ...]:
         """All versions with the same content, `record` first."""
-        return record, *(each for each in self._by_image.get(record.digest, ()) if each.reference != record.reference)
+        return record, *(each for each in self._store.copies(record.digest) if each.reference != record.reference)
 
     def find(self, digest: str | None, source: str) -> Record | None:
         """The version that a parent means, None where the store does not have it.
@@ -77,8 +70,8 @@ class Catalog:
             exact = reference is not None and (reference.version is not None or reference.digest is not None)
             return self._found(source) if exact else None
         for image in (self._image_of(digest), digest):
-            if image is not None and image in self._by_image:
-                return self._by_image[image][0]
+            if image is not None and (found := self._store.copies(image)):
+                return found[0]
         return None if reference is None else self._search(reference.name, digest)
 
     def mentioning(self, digest: str) -> Iterator[Record]:
@@ -86,7 +79,7 @@ class Catalog:
         if self._mentions is None:
             self._mentions = self._scan()
         for image in dict.fromkeys(self._mentions.get(digest, ())):
-            yield self._by_image[image][0]
+            yield from self._store.copies(image)[:1]
 
     def _found(self, reference: str) -> Record | None:
         try:
@@ -116,17 +109,17 @@ class Catalog:
 
     def _scan(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = defaultdict(list)
-        total = len(self._by_image)
-        for number, (image, records) in enumerate(self._by_image.items()):
+        records = {record.digest: record for record in self._store.list()}
+        for number, (image, record) in enumerate(records.items()):
             if self._progress is not None:
-                self._progress(number, total)
+                self._progress(number, len(records))
             try:
-                for digest in _mentions(self._store.root, image, self._store.descriptor(records[0].reference).size):
+                for digest in _mentions(self._store.root, image, self._store.descriptor(record.reference).size):
                     found[digest].append(image)
             except UnknownReferenceError:
                 continue  # removed since
             except StoreError as error:
-                self.report(f"{records[0].reference}: {error}")
+                self.report(f"{record.reference}: {error}")
         return found
 
     def report(self, problem: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from adapters_store import limits
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 MAX_NODES: Final = limits.MAX_NODES
 _IMPORTED = "imported"
 _CERTIFICATE_FILE = "certificate.json"
+_FEW_NAMES = 10
+"""For more names than these, the whole history is read once."""
 _MAX_CERTIFICATE_BYTES = limits.MAX_CERTIFICATE_BYTES
 
 
@@ -56,6 +59,7 @@ def lineage(
     twins: tuple[str, ...] | None = None
     if same_data:
         twins = tuple(tracing.same_data(root))
+    tracing.name_authors()
     nodes, edges = tracing.nodes, tracing.edges
     return Lineage(
         record.reference,
@@ -79,7 +83,7 @@ class _Tracing:
         self.truncated = False
         self._manifests: dict[str, Manifest] = {}
         self._names: dict[str, set[str]] = {}
-        self._authors: dict[str, dict[str, str]] = {}
+        self._firsts: dict[str, Record] = {}
 
     def follow_parents(self, root: str) -> None:
         """Add the ancestors of a node that is there."""
@@ -129,6 +133,19 @@ class _Tracing:
             if trained is not None and trained.data_sha256 == training.data_sha256:
                 yield from (each.reference for each in self.catalog.copies(record) if each.reference not in own)
 
+    def name_authors(self) -> None:
+        """Say of every version who added it, which only the history knows."""
+        names = {record.name for record in self._firsts.values()}
+        wanted: Iterable[str | None] = names if len(names) <= _FEW_NAMES else (None,)
+        try:
+            events = [event for name in wanted for event in self._store.history(name) if event.action == "version"]
+        except StoreError as error:
+            self.catalog.report(str(error))
+            return
+        authors = {(event.name, event.version): event.by for event in events}
+        for key, record in self._firsts.items():
+            self.nodes[key] = replace(self.nodes[key], by=authors.get((record.name, record.version)))
+
     def add_version(self, record: Record, details: Details, source: str | None) -> str:
         """Add the node of a version; returns its key."""
         manifest = details.manifest
@@ -136,6 +153,7 @@ class _Tracing:
         copies = self.catalog.copies(record)
         first = min(copies, key=lambda each: (each.created or "~", each.reference != record.reference))
         self._manifests[key] = manifest
+        self._firsts[key] = first
         self._names[key] = {key, record.digest, details.image_manifest["config"]["digest"]}
         self.nodes[key] = Node(
             key,
@@ -147,9 +165,8 @@ class _Tracing:
             manifest.method,
             None if manifest.base is None else manifest.base.name,
             first.created,
-            self._author(first),
-            _training(manifest),
-            tuple(self._exports(record.reference)),
+            training=_training(manifest),
+            exports=tuple(self._exports(record.reference)),
         )
         return key
 
@@ -180,18 +197,6 @@ class _Tracing:
         except ReftError as error:
             self.catalog.report(f"{record.reference}: {error}")
             return None
-
-    def _author(self, record: Record) -> str | None:
-        if record.name not in self._authors:
-            try:
-                events = self._store.history(record.name)
-            except StoreError as error:
-                self.catalog.report(str(error))
-                events = ()
-            self._authors[record.name] = {
-                f"{each.name}@v{each.version}": each.by for each in events if each.action == "version"
-            }
-        return self._authors[record.name].get(record.reference)
 
     def _exports(self, reference: str) -> Iterator[Export]:
         """What certificates say; they are read as plain JSON, because their own reader needs torch."""
