@@ -28,6 +28,7 @@ from crash_journal import acknowledged
 
 from adapters_store import store as store_module
 from adapters_store.layout import ledger
+from adapters_store.upkeep import collection
 from reft_plugins.plugins import manager
 
 WRITERS = 4
@@ -46,6 +47,7 @@ def overwrite_index(path: Path, data: bytes, known: object = None) -> bool:
     with path.open("wb", buffering=0) as file:
         for start in range(0, len(data), 512):
             file.write(data[start : start + 512])
+            time.sleep(0.0005)
     return True
 
 
@@ -63,6 +65,8 @@ def be_careless(what: str | None) -> None:
                 return locked(path, shared) if shared or path.name != store_module.CONTENT_LOCK else nullcontext()
 
             store_module.locked = collect_at_once
+        case "holds":  # `gc` does not ask who reads
+            collection._held = lambda root: iter(())
 
 
 def fork(task: Callable[..., None], *arguments: object) -> int:
@@ -86,7 +90,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--seldom", action="store_true", help="index.json is hardly ever written, as if it were large")
-    parser.add_argument("--careless", choices=("index", "history", "collector"))
+    parser.add_argument("--careless", choices=("index", "history", "collector", "holds"))
     options = parser.parse_args()
     root, stop = options.store, options.scratch / "stop"
     ledger.write_all = write_in_pieces

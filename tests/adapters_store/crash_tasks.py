@@ -38,9 +38,7 @@ class Writer:
         actions: list[Callable[[], None]] = [self.add, self.tag, self.untag, self.remove, self.attach, self.collect]
         while True:
             self.count += 1
-            if not self.own:
-                self.add()
-            (action,) = self.rng.choices(actions, weights=[45, 15, 10, 18, 10, 2])
+            (action,) = self.rng.choices(actions, weights=[45, 15, 10, 18, 10, 2]) if self.own else [self.add]
             action()
 
     def add(self) -> None:
