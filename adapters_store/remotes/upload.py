@@ -21,6 +21,7 @@ from reft_plugins.errors import StoreError
 
 CHUNK = 16 * 1024 * 1024
 _ATTEMPTS_WITHOUT_PROGRESS = 3
+_SESSIONS = 2
 _STREAM = {"Content-Type": "application/octet-stream"}
 _RANGE = re.compile(r"(?:bytes=)?0-(?P<last>[0-9]{1,19})")
 
@@ -48,15 +49,24 @@ class Upload:
             requests.RequestException: when the connection breaks and cannot be taken up again.
             StoreError: when the registry refuses.
         """
-        session = self._begin()
         with open_regular(path) as file:
-            if descriptor.size > self._chunk:
-                chunked = self._send_chunks(session, descriptor, file, progress)
-                if chunked is not None:
-                    self._finish(chunked, descriptor, None)
+            for attempt in range(1, _SESSIONS + 1):
+                try:
+                    self._send_once(descriptor, file, progress)
                     return
-                session = self._begin()
-            self._finish(session, descriptor, Window(file, 0, descriptor.size, progress))
+                except requests.ConnectionError:
+                    if attempt == _SESSIONS:
+                        raise
+
+    def _send_once(self, descriptor: Descriptor, file: BinaryIO, progress: Progress) -> None:
+        session = self._begin()
+        if descriptor.size > self._chunk:
+            chunked = self._send_chunks(session, descriptor, file, progress)
+            if chunked is not None:
+                self._finish(chunked, descriptor, None)
+                return
+            session = self._begin()
+        self._finish(session, descriptor, Window(file, 0, descriptor.size, progress))
 
     def _begin(self) -> str:
         response = self._client.do_request(self._url, "POST", headers={"Content-Length": "0"})
@@ -77,11 +87,11 @@ class Upload:
                 window = Window(file, sent, size, progress)
                 response = self._client.do_request(session, "PATCH", window, headers, once=True)  # type: ignore[arg-type]
             except requests.ConnectionError:
-                session, arrived = self._state(session)
-                failures = failures + 1 if arrived <= sent else 1
-                if failures > _ATTEMPTS_WITHOUT_PROGRESS or arrived > descriptor.size:
+                state = self._state(session)
+                failures = failures + 1 if state is None or state[1] <= sent else 1
+                if state is None or failures > _ATTEMPTS_WITHOUT_PROGRESS or state[1] > descriptor.size:
                     raise
-                sent = arrived
+                session, sent = state
                 continue
             if response.status_code not in (202, 201, 204):
                 if sent == 0 and response.status_code in (400, 404, 405, 415, 416, 501):
@@ -91,12 +101,12 @@ class Upload:
             sent += size
         return session
 
-    def _state(self, session: str) -> tuple[str, int]:
-        """Where an upload goes on, and how many bytes of it have arrived."""
+    def _state(self, session: str) -> tuple[str, int] | None:
+        """Where an upload goes on, and how many of its bytes have arrived; None where the registry gave it up."""
         response = self._client.do_request(session, "GET")
         match = _RANGE.fullmatch(response.headers.get("Range", ""))
         if response.status_code != 204 or match is None:
-            raise refusal(self._repository, "go on with an upload", response)
+            return None
         last = int(match["last"])
         return self._next(response, session), last + 1 if last else 0
 

@@ -70,10 +70,10 @@ class DockerRegistry:
             self._process.wait(timeout=30)
             self._process = None
 
-    def stored(self) -> set[str]:
-        """The digests of the content that is whole."""
-        found = (self.folder / "data/docker/registry/v2/blobs/sha256").glob("*/*/data")
-        return {f"sha256:{path.parent.name}" for path in found}
+    def stored(self, repository: str) -> set[str]:
+        """The digests of the blobs that are whole and part of a repository."""
+        layers = self.folder / "data/docker/registry/v2/repositories" / repository / "_layers/sha256"
+        return {f"sha256:{path.name}" for path in layers.glob("*")}
 
 
 def skopeo(*arguments: object) -> str:
