@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from adapters_store.store import Store
 
 
-def copy_out(store: Store, reference: str, target: Path) -> Path:
+def copy_out(store: Store, reference: str, target: Path, unchecked: bool = False) -> Path:
     """Copy a version's two files to a new folder, or one that is empty; verified, and there as a whole or not at all.
+
+    Args:
+        unchecked: copy what the trust policy does not admit, too; for looking at it, not for running it.
 
     Returns:
         The folder.
@@ -30,7 +33,7 @@ def copy_out(store: Store, reference: str, target: Path) -> Path:
     exact = f"{record.name}@{record.digest}"
     place = Path(os.path.abspath(target))
     building = place.with_name(f".{place.name[:100]}-{unique_name()}.partial")
-    with store.hold(exact):
+    with store.hold(exact, unchecked):
         files = unpack(store.blobs, store.descriptor(exact)).files
         with explained("write", target):
             try:

@@ -61,8 +61,9 @@ class _Output:
 @click.command("checkout")
 @click.argument("ref", metavar="REF", callback=reference, shell_complete=references)
 @click.option("--to", "target", metavar="DIR", type=click.Path(path_type=Path), help="A new folder for a copy.")
+@click.option("--unchecked", is_flag=True, help="Also what the trust policy does not admit: to look at it.")
 @store_options
-def checkout(ref: str, target: Path | None, path: Path | None, as_json: bool) -> None:
+def checkout(ref: str, target: Path | None, unchecked: bool, path: Path | None, as_json: bool) -> None:
     """Print the folder of a version's files, verified now; or copy them to DIR, where they may be changed.
 
     The folder in the store is made again when its files were changed. DIR must be new or empty.
@@ -74,7 +75,7 @@ def checkout(ref: str, target: Path | None, path: Path | None, as_json: bool) ->
     store = open_store(path)
     record = store.find(ref)
     exact = f"{record.name}@{record.digest}"
-    folder = copy_out(store, exact, target) if target is not None else store.checkout(exact)
+    folder = copy_out(store, exact, target, unchecked) if target is not None else store.checkout(exact, unchecked)
     click.echo(json.dumps({**record.to_dict(), "folder": str(folder)}, indent=2) if as_json else str(folder))
 
 

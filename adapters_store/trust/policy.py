@@ -13,6 +13,12 @@
 
 Keys are public keys in PEM: paths, relative ones from the policy's folder, or the text itself. Whatever is wrong with
 the policy or with a key that it names, nothing is admitted.
+
+What a policy does not do: It holds for references of a store, not for folders that are named by their path. A signature
+vouches for content, so the same content is admitted under every name whose rule lists the key: names that must not
+stand in for each other need different keys. Every signed version stays admitted, older ones too, and a tag may move
+back to one: where that matters, name a version by number or digest, or sign with another key from then on. It is asked
+whenever a version is handed out: what a server has loaded already stays loaded when a key leaves the policy.
 """
 
 from __future__ import annotations

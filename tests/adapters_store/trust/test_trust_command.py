@@ -133,6 +133,16 @@ def test_policy_check(filled: Store, keys: Keys, policy: Policy, adapters: list[
     assert isinstance(_run("policy", "check").exception, UntrustedError)
 
 
+def test_checkout_asks_the_policy_unless_told_otherwise(filled: Store, policy: Policy, tmp_path: Path) -> None:
+    policy("")
+    target = tmp_path / "copy"
+    for options in ((), ("--to", target)):
+        assert isinstance(_run("checkout", "sentiment:latest", *options).exception, UntrustedError)
+        assert not target.exists()
+        assert _run("checkout", "sentiment:latest", *options, "--unchecked").exit_code == 0
+    assert (target / "adapter.json").is_file()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
