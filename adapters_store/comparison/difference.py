@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from adapters_store.comparison import fields
 from adapters_store.comparison.norms import tensor_distance
 from adapters_store.comparison.places import by_layer, compare_programs
-from adapters_store.comparison.results import Difference, Distance
+from adapters_store.comparison.results import Difference, Distance, Place
 from reft_plugins.adapter import Adapter
-from reft_plugins.errors import StoreError
+from reft_plugins.errors import StoreError, UnknownPluginError
 from reft_plugins.manifest import MANIFEST_FILE
 
 if TYPE_CHECKING:
@@ -42,7 +42,11 @@ def compare(a: Adapter, b: Adapter, names: tuple[str, str] = ("a", "b")) -> Diff
         AdapterError: the tensors of one do not make the program that its manifest promises.
     """
     tensors, notes = _compare_tensors(a, b)
-    places = compare_programs(a.lower(), b.lower())
+    places: tuple[Place, ...] = ()
+    try:
+        places = compare_programs(a.lower(), b.lower())
+    except UnknownPluginError as error:
+        notes.insert(0, f"what they compute is not compared: {error}")
     bases = [adapter.manifest.base for adapter in (a, b)]
     if None not in bases and len({base.fingerprint for base in bases if base is not None}) > 1:
         notes.insert(0, "they belong to different base models, whose states have nothing in common")

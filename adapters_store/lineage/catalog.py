@@ -52,6 +52,7 @@ class Catalog:
         self._store = store
         self._progress = progress
         self._mentions: dict[str, list[str]] | None = None
+        self._contents: dict[str, dict[str, Record]] = {}
         self.problems: list[str] = []
 
     def copies(self, record: Record) -> tuple[Record, ...]:
@@ -72,7 +73,7 @@ class Catalog:
         for image in (self._image_of(digest), digest):
             if image is not None and (found := self._store.copies(image)):
                 return found[0]
-        return None if reference is None else self._search(reference.name, digest)
+        return None if reference is None else self._by_content(reference.name).get(digest)
 
     def mentioning(self, digest: str) -> Iterator[Record]:
         """Every version whose manifest names a digest as that of a parent or of its training data."""
@@ -97,15 +98,16 @@ class Catalog:
             return None
         return sha256(describe(manifest, digest, len(text)).to_json())
 
-    def _search(self, name: str, digest: str) -> Record | None:
-        """The version of a name whose `adapter.json` is written in another way than ours, or carries annotations."""
-        for record in reversed(self._store.list(name)):
-            try:
-                if digest_of(self._store.show(record.reference).manifest) == digest:
-                    return record
-            except ReftError as error:
-                self.report(f"{record.reference}: {error}")
-        return None
+    def _by_content(self, name: str) -> dict[str, Record]:
+        """The versions of a name, for those whose `adapter.json` is written in another way than ours."""
+        if name not in self._contents:
+            self._contents[name] = {}
+            for record in self._store.list(name):
+                try:
+                    self._contents[name][digest_of(self._store.show(record.reference).manifest)] = record
+                except ReftError as error:
+                    self.report(f"{record.reference}: {error}")
+        return self._contents[name]
 
     def _scan(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = defaultdict(list)

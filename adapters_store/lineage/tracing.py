@@ -172,6 +172,8 @@ class _Tracing:
 
     def _parent(self, parent: Parent) -> tuple[str | None, bool]:
         """The key of a parent's node, and whether it was added now; no key where there is no room for it."""
+        if len(self.nodes) >= MAX_NODES and parent.digest not in self.nodes:
+            return None, False
         record = self.catalog.find(parent.digest, parent.source)
         details = None if record is None else self._details(record)
         key = (parent.digest or parent.source) if details is None else digest_of(details.manifest)

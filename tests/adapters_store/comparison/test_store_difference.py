@@ -164,3 +164,13 @@ def test_control_sequences_stay_out(store: Store, adapters: list[Path], tmp_path
     assert "\x1b" not in result.output and "\x07" not in result.output
     odd = make_adapter(tmp_path / "$a_{", 0)
     assert b"$a_{" in picture(diff(None, odd, adapters[0]))
+
+
+def test_a_method_that_is_not_installed(filled: Store, adapters: list[Path], tmp_path: Path) -> None:
+    unknown = vary(adapters[0], tmp_path / "unknown", "of a plugin")
+    document = json.loads((unknown / "adapter.json").read_text())
+    (unknown / "adapter.json").write_text(json.dumps({**document, "method": "elsewhere"}))
+    difference = diff(filled, "sentiment:new", unknown)
+    assert "elsewhere" in difference.notes[0] and difference.places == () and difference.distance is None
+    assert {each.relative > 0 for each in difference.tensors} == {True}
+    assert "method" in {each.path for each in difference.changes}

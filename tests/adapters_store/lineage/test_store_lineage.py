@@ -214,3 +214,16 @@ assert "torch" not in sys.modules
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_thousands_of_parents_take_no_minutes(store: Store, publish: Publish, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hostile manifest names as many as its size allows; what there is no room for is not looked up."""
+    for _ in range(20):
+        publish("crowd")
+    publish("child", *(("composed", "crowd:x", f"sha256:{number:064x}") for number in range(10_000)))
+    reads: list[str] = []
+    read = Blobs.read
+    monkeypatch.setattr(Blobs, "read", lambda self, what, limit: reads.append(what.digest) or read(self, what, limit))
+    found = lineage(store, "child@v1")
+    assert found.truncated and len(found.nodes) == tracing.MAX_NODES
+    assert len(reads) < 100
