@@ -19,6 +19,8 @@ from reft_plugins.manifest import sha256
 
 FOLDER = "attachments"
 MANIFEST = "manifest.json"
+_MANIFEST_PATH = re.compile(rf"{FOLDER}/sha256-[0-9a-f]{{64}}/sha256-([0-9a-f]{{64}})/{re.escape(MANIFEST)}")
+_UNREADABLE = "application/vnd.reft.unreadable.v1"
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -28,24 +30,27 @@ class HubAttachments:
     def __init__(self, client: HubClient) -> None:
         self._client = client
         self._known: dict[str, tuple[Descriptor, bytes]] = {}
+        self._damaged: dict[str, str] = {}
         self._places: dict[str, tuple[str, str]] = {}
 
     def of(self, subject: str, commit: str) -> list[Descriptor]:
-        """Those of a version, as of a commit.
-
-        Raises:
-            StoreError: naming the one that is damaged or belongs to another version.
-        """
+        """Those of a version, as of a commit. One that is damaged is among them; `document` says what is wrong."""
         folder = f"{FOLDER}/{_folder(subject)}"
-        paths = [path for path in self._client.files(commit, folder) if path.endswith(f"/{MANIFEST}")]
-        return [self._read(commit, path, subject) for path in sorted(paths)]
+        paths = {path: _MANIFEST_PATH.fullmatch(path) for path in sorted(self._client.files(commit, folder))}
+        return [self._read(commit, path, subject, f"sha256:{match[1]}") for path, match in paths.items() if match]
 
     def descriptor(self, digest: str) -> Descriptor | None:
         """Of an attachment that `of` has read."""
         return self._known[digest][0] if digest in self._known else None
 
     def document(self, digest: str) -> bytes | None:
-        """The manifest of an attachment that `of` has read."""
+        """The manifest of an attachment that `of` has read.
+
+        Raises:
+            StoreError: when it is damaged.
+        """
+        if digest in self._damaged:
+            raise StoreError(self._damaged[digest])
         return self._known[digest][1] if digest in self._known else None
 
     def place(self, digest: str) -> tuple[str, str] | None:
@@ -71,15 +76,18 @@ class HubAttachments:
             operations.append(CommitOperationAdd(f"{folder}/{name}", staged[each]))
         self._client.commit(operations, f"{manifest.artifact_type} of {subject}", MAIN, parent)
 
-    def _read(self, commit: str, path: str, subject: str) -> Descriptor:
+    def _read(self, commit: str, path: str, subject: str, digest: str) -> Descriptor:
         where = f"{self._client.address}: {path}"
-        data = self._client.read(commit, path, MAX_MANIFEST_BYTES)
-        digest = path.rsplit("/", 2)[1].replace("-", ":", 1)
-        if data is None or sha256(data) != digest:
-            raise StoreError(f"{where}: is missing or damaged. Push it again, or remove its folder there")
-        manifest = AttachedManifest.parse(data, where)
-        if manifest.subject.digest != subject:
-            raise StoreError(f"{where}: belongs to {manifest.subject.digest}. Remove its folder there")
+        data = self._client.read(commit, path, MAX_MANIFEST_BYTES) or b""
+        try:
+            if sha256(data) != digest:
+                raise StoreError(f"{where}: is damaged. Push it again, or remove its folder there")
+            manifest = AttachedManifest.parse(data, where)
+            if manifest.subject.digest != subject:
+                raise StoreError(f"{where}: belongs to {manifest.subject.digest}. Remove its folder there")
+        except StoreError as error:
+            self._damaged[digest] = str(error)
+            return Descriptor(mediaType=MANIFEST_TYPE, artifactType=_UNREADABLE, digest=digest, size=len(data))
         for each, name in _names(manifest).items():
             self._places[each] = (commit, f"{path.removesuffix(MANIFEST)}{name}")
         descriptor = Descriptor(

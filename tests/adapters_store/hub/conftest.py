@@ -3,14 +3,17 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub.file_download
 import pytest
 from adapter_variants import make_adapter
 from hub_stand_in import TOKEN, Hub, Server
 from huggingface_hub import constants
 
 from adapters_store import Store
+from adapters_store.layout.oci import SIGNATURE_TYPE
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -43,7 +46,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield server
         monkeypatch.undo()
-    assert reached, "the Hub was not asked at all"
+    assert server.calls, "the Hub was not asked at all"
     assert {address[0] for address in reached if not isinstance(address, str)} <= set(LOOPBACK)
     assert {call.peer for call in server.calls} <= set(LOOPBACK)
     assert not [
@@ -61,3 +64,30 @@ def other_store(tmp_path: Path) -> Store:
 def large_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With some 65,000 bytes of tensors."""
     return make_adapter(tmp_path_factory.mktemp("large") / "adapter", 7, hidden_size=2048)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client waits a second before it goes on with a broken download, and keeps what came in steps of 10 MB."""
+    monkeypatch.setattr(huggingface_hub.file_download, "time", SimpleNamespace(sleep=lambda seconds: None))
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+
+
+@pytest.fixture
+def full_store(store: Store, adapters: list[Path]) -> Store:
+    """Two versions, of which the second is signed."""
+    store.add(adapters[0], "sentiment:first")
+    store.add(adapters[1], "sentiment:latest")
+    bundle = ("application/vnd.dev.sigstore.bundle.v0.3+json", b'{"signature": "of the second"}')
+    store.attach("sentiment@v2", SIGNATURE_TYPE, {"signature.json": bundle})
+    return store
+
+
+@pytest.fixture
+def three_versions(store: Store, adapters: list[Path]) -> Store:
+    """Of `sentiment`, the first and the last with a tag, the second signed."""
+    for adapter, tag in zip(adapters, ("first", "latest", "latest"), strict=True):
+        store.add(adapter, f"sentiment:{tag}")
+    bundle = ("application/vnd.dev.sigstore.bundle.v0.3+json", b'{"signature": "of the second"}')
+    store.attach("sentiment@v2", SIGNATURE_TYPE, {"signature.json": bundle})
+    return store

@@ -21,22 +21,14 @@ REPOSITORY = "acme/sentiment"
 ADDRESS = f"hf://{REPOSITORY}"
 
 
-def _three_versions(store: Store, adapters: list[Path]) -> None:
-    for adapter, tag in zip(adapters, ("first", "latest", "latest"), strict=True):
-        store.add(adapter, f"sentiment:{tag}")
-    bundle = ("application/vnd.dev.sigstore.bundle.v0.3+json", b'{"signature": "of the second"}')
-    store.attach("sentiment@v2", SIGNATURE_TYPE, {"signature.json": bundle})
-
-
 def _writes(hub: Hub) -> list[Call]:
     return [call for call in hub.calls if call.writes]
 
 
 def test_everything_of_a_name_goes_there_and_back(
-    hub: Hub, store: Store, other_store: Store, adapters: list[Path]
+    hub: Hub, three_versions: Store, other_store: Store, adapters: list[Path]
 ) -> None:
-    _three_versions(store, adapters)
-    sent = push(store, "sentiment", connect(ADDRESS))
+    sent = push(three_versions, "sentiment", connect(ADDRESS))
     assert [each.new for each in sent.versions] == [True, True, True]
 
     repository = hub.repositories[REPOSITORY]
@@ -51,15 +43,17 @@ def test_everything_of_a_name_goes_there_and_back(
     assert repository.tags["latest"] == repository.tags["v3"]
     main = repository.commits[repository.branches["main"]]
     assert main["adapter.json"].content == (adapters[2] / "adapter.json").read_bytes()
-    digest = store.find("sentiment@v2").digest.replace(":", "-")
+    digest = three_versions.find("sentiment@v2").digest.replace(":", "-")
     assert [path for path in main if path.startswith(f"attachments/{digest}/") and path.endswith("/signature.json")]
 
     pull(connect(ADDRESS), "sentiment", other_store)
-    ours, theirs = store.list(), other_store.list()
+    ours, theirs = three_versions.list(), other_store.list()
     assert [(r.reference, r.digest, r.tags) for r in theirs] == [(r.reference, r.digest, r.tags) for r in ours]
     for version in ("sentiment@v1", "sentiment@v2", "sentiment@v3"):
         there = [(each.descriptor, each.artifact_type, each.files) for each in other_store.attachments(version)]
-        assert there == [(each.descriptor, each.artifact_type, each.files) for each in store.attachments(version)]
+        assert there == [
+            (each.descriptor, each.artifact_type, each.files) for each in three_versions.attachments(version)
+        ]
     assert len(other_store.attachments("sentiment@v2", SIGNATURE_TYPE)) == 1
     report = other_store.verify()
     assert (report.ok, report.versions, report.unreferenced) == (True, 3, 0), report.problems
@@ -67,33 +61,30 @@ def test_everything_of_a_name_goes_there_and_back(
 
 
 def test_whoever_downloads_a_version_has_an_adapter_directory(
-    hub: Hub, store: Store, other_store: Store, adapters: list[Path], tmp_path: Path
+    hub: Hub, three_versions: Store, other_store: Store, tmp_path: Path
 ) -> None:
-    _three_versions(store, adapters)
-    push(store, "sentiment", connect(ADDRESS))
+    push(three_versions, "sentiment", connect(ADDRESS))
     for version in ("v1", "v2", "v3"):
         folder = snapshot_download(REPOSITORY, revision=version, local_dir=tmp_path / version)
         added = other_store.add(folder, f"downloaded:{version}")
-        assert added.digest == store.find(f"sentiment@{version}").digest
+        assert added.digest == three_versions.find(f"sentiment@{version}").digest
 
 
-def test_one_version_and_one_tag(hub: Hub, store: Store, other_store: Store, adapters: list[Path]) -> None:
-    _three_versions(store, adapters)
-    push(store, "sentiment:latest", connect(ADDRESS))
+def test_one_version_and_one_tag(hub: Hub, three_versions: Store, other_store: Store) -> None:
+    push(three_versions, "sentiment:latest", connect(ADDRESS))
     assert sorted(hub.repositories[REPOSITORY].tags) == ["latest", "v3"]
     pull(connect(ADDRESS), "sentiment:latest", other_store, name="mood")
     assert [(r.reference, r.tags) for r in other_store.list()] == [("mood@v3", ("latest",))]
-    push(store, "sentiment@v1", connect(ADDRESS))
+    push(three_versions, "sentiment@v1", connect(ADDRESS))
     pull(connect(ADDRESS), "sentiment@v1", other_store, name="mood")
-    assert other_store.find("mood@v1").digest == store.find("sentiment@v1").digest
+    assert other_store.find("mood@v1").digest == three_versions.find("sentiment@v1").digest
     with pytest.raises(UnknownReferenceError, match="v1"):
         pull(connect(ADDRESS), "sentiment@v2", other_store)
 
 
-def test_the_newest_version_is_main_whatever_comes_later(hub: Hub, store: Store, adapters: list[Path]) -> None:
-    _three_versions(store, adapters)
+def test_the_newest_version_is_main_whatever_comes_later(hub: Hub, three_versions: Store, adapters: list[Path]) -> None:
     for version in ("v3", "v1", "v2"):
-        push(store, f"sentiment@{version}", connect(ADDRESS))
+        push(three_versions, f"sentiment@{version}", connect(ADDRESS))
     repository = hub.repositories[REPOSITORY]
     assert repository.branches.keys() == {"main"}
     for number, adapter in enumerate(adapters, 1):
@@ -103,32 +94,30 @@ def test_the_newest_version_is_main_whatever_comes_later(hub: Hub, store: Store,
     assert main["adapter.json"].content == (adapters[2] / "adapter.json").read_bytes()
 
 
-def test_nothing_is_sent_twice(hub: Hub, store: Store, adapters: list[Path], tmp_path: Path) -> None:
-    _three_versions(store, adapters)
-    push(store, "sentiment", connect(ADDRESS))
+def test_nothing_is_sent_twice(hub: Hub, three_versions: Store, adapters: list[Path], tmp_path: Path) -> None:
+    push(three_versions, "sentiment", connect(ADDRESS))
     uploads = [call for call in hub.calls if call.method == "PUT"]
     assert len(uploads) == 3
     hub.calls.clear()
-    again = push(store, "sentiment", connect(ADDRESS))
+    again = push(three_versions, "sentiment", connect(ADDRESS))
     assert [each.new for each in again.versions] == [False, False, False]
     assert _writes(hub) == []
-    store.add(vary(adapters[0], tmp_path / "varied", "same tensors"), "sentiment:latest")
-    push(store, "sentiment:latest", connect(ADDRESS))
+    three_versions.add(vary(adapters[0], tmp_path / "varied", "same tensors"), "sentiment:latest")
+    push(three_versions, "sentiment:latest", connect(ADDRESS))
     assert [call for call in hub.calls if call.method == "PUT"] == []
     assert len([call for call in hub.calls if "/commit/" in call.path]) == 1
 
 
-def test_a_tag_moves(hub: Hub, store: Store, other_store: Store, adapters: list[Path]) -> None:
-    _three_versions(store, adapters)
-    push(store, "sentiment", connect(ADDRESS))
-    store.tag("sentiment@v1", "latest")
+def test_a_tag_moves(hub: Hub, three_versions: Store, other_store: Store) -> None:
+    push(three_versions, "sentiment", connect(ADDRESS))
+    three_versions.tag("sentiment@v1", "latest")
     hub.calls.clear()
-    moved = push(store, "sentiment:latest", connect(ADDRESS)).versions[0]
+    moved = push(three_versions, "sentiment:latest", connect(ADDRESS)).versions[0]
     assert moved.tags == ("latest",)
-    assert moved.replaced == {"latest": store.find("sentiment@v3").digest}
+    assert moved.replaced == {"latest": three_versions.find("sentiment@v3").digest}
     assert [(call.method, call.path.split("/")[-2]) for call in _writes(hub)] == [("DELETE", "tag"), ("POST", "tag")]
     pull(connect(ADDRESS), "sentiment:latest", other_store)
-    assert other_store.find("sentiment:latest").digest == store.find("sentiment@v1").digest
+    assert other_store.find("sentiment:latest").digest == three_versions.find("sentiment@v1").digest
 
 
 def test_versions_never_change(hub: Hub, store: Store, other_store: Store, adapters: list[Path]) -> None:
@@ -235,17 +224,18 @@ def test_a_repository_made_by_hand(hub: Hub, other_store: Store, adapters: list[
 
 
 def test_the_users_own_cache_is_used_if_it_is_right(
-    hub: Hub, store: Store, other_store: Store, adapters: list[Path], tmp_path: Path
+    hub: Hub, three_versions: Store, other_store: Store, tmp_path: Path
 ) -> None:
-    _three_versions(store, adapters)
-    push(store, "sentiment", connect(ADDRESS))
+    push(three_versions, "sentiment", connect(ADDRESS))
     for version in ("v1", "v2"):
         cached = hf_hub_download(REPOSITORY, "adapter.safetensors", revision=version)
     Path(cached).resolve().write_bytes(b"poisoned")
     hub.calls.clear()
     pull(connect(ADDRESS), "sentiment", other_store)
     fetched = {call.path.rpartition("/")[2] for call in hub.calls if call.path.startswith("/large-storage/")}
-    wanted = [store.show(f"sentiment@{each}").image_manifest["layers"][0]["digest"][7:] for each in ("v2", "v3")]
+    wanted = [
+        three_versions.show(f"sentiment@{each}").image_manifest["layers"][0]["digest"][7:] for each in ("v2", "v3")
+    ]
     assert fetched == set(wanted)
     assert other_store.verify().ok
 
@@ -266,15 +256,14 @@ def test_an_image_manifest_of_another_program_would_be_lost(hub: Hub, store: Sto
     assert hub.repositories[REPOSITORY].tags == {}
 
 
-def test_what_there_is(hub: Hub, store: Store, adapters: list[Path]) -> None:
-    _three_versions(store, adapters)
+def test_what_there_is(hub: Hub, three_versions: Store) -> None:
     remote = connect(ADDRESS)
     assert isinstance(remote, HubRemote)
     assert (list(remote.names()), dict(remote.tags("sentiment"))) == ([], {})
-    push(store, "sentiment", remote)
+    push(three_versions, "sentiment", remote)
     assert list(remote.names()) == ["sentiment"]
     there = {tag: found.digest for tag, found in remote.tags("sentiment").items()}
     assert there == {
-        **{f"v{record.version}": record.digest for record in store.list()},
-        **{tag: record.digest for record in store.list() for tag in record.tags},
+        **{f"v{record.version}": record.digest for record in three_versions.list()},
+        **{tag: record.digest for record in three_versions.list() for tag in record.tags},
     }
