@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from adapters_store.layout.contents import unpack
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _REMEMBERED = 4096
 _admitted: OrderedDict[tuple[object, ...], None] = OrderedDict()
+_lock = Lock()
 
 
 def admit(store: Store, name: str, digest: str, files: Mapping[str, str], policy: Policy | None = None) -> None:
@@ -47,11 +49,9 @@ def admit(store: Store, name: str, digest: str, files: Mapping[str, str], policy
             f"{reference}: the policy {policy.path} has no rule that admits the name {name!r}. Add one, or use an "
             "adapter of a name that it admits"
         )
+    facts = (str(store.root), digest, policy.digest, rule.number, *files.items())
     try:
-        carried = tuple(each.descriptor.digest for each in signatures(store, reference)[:MAX_SIGNATURES])
-        seen = (str(store.root), digest, policy.digest, rule.number, tuple(files.items()), carried)
-        if seen in _admitted:
-            _admitted.move_to_end(seen)
+        if _was_admitted((*facts, *(each.descriptor.digest for each in signatures(store, reference)[:MAX_SIGNATURES]))):
             return
         verdict = judge(store, reference, files, rule.keys)
     except StoreError as error:
@@ -61,9 +61,21 @@ def admit(store: Store, name: str, digest: str, files: Mapping[str, str], policy
             f"{reference}: not admitted by the policy {policy.path}, {rule}: {verdict.explain()}. Sign it with "
             f"`reft store sign {reference} --key …`, or pull it with its signatures from where it was published"
         )
-    _admitted[seen] = None
-    while len(_admitted) > _REMEMBERED:
-        _admitted.popitem(last=False)
+    _remember((*facts, *(each.digest for each in verdict.signatures)))
+
+
+def _was_admitted(facts: tuple[object, ...]) -> bool:
+    with _lock:
+        if facts in _admitted:
+            _admitted.move_to_end(facts)
+        return facts in _admitted
+
+
+def _remember(facts: tuple[object, ...]) -> None:
+    with _lock:
+        _admitted[facts] = None
+        while len(_admitted) > _REMEMBERED:
+            _admitted.popitem(last=False)
 
 
 @dataclass(frozen=True, slots=True)
