@@ -29,7 +29,7 @@ def candidates(incomplete: str, path: Path | None = None) -> list[str]:
         return []
     from adapters_store.store import Store
 
-    store = Store.open(root, check=False)
+    store = Store.open(root)
     name = re.split("[:@]", incomplete)[0]
     if name != incomplete:
         return [text for text in _references(store, name) if text.startswith(incomplete)]

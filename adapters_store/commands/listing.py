@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
+from adapters_store.commands.completion import references
 from adapters_store.commands.options import open_store, reference, store_options
 from adapters_store.commands.remote import is_remote, list_remote
 
 
 @click.command("ls")
-@click.argument("name", metavar="[NAME|REMOTE]", required=False)
+@click.argument("name", metavar="[NAME|REMOTE]", required=False, shell_complete=references)
 @click.option("--method", help="Only versions of this method.")
 @click.option("--base", help="Only versions for this base model; a pattern such as 'meta-llama/*'.")
 @click.option("--tag", help="Only versions to which this tag points.")
@@ -53,7 +54,7 @@ def ls(
 
 
 @click.command("show")
-@click.argument("ref", metavar="REF", callback=reference)
+@click.argument("ref", metavar="REF", callback=reference, shell_complete=references)
 @store_options
 def show(ref: str, path: Path | None, as_json: bool) -> None:
     """Show one version: what it is, its base model, where it came from, and its files.

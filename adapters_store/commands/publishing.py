@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from adapters_store.commands.completion import references
 from adapters_store.commands.options import new_reference, open_store, print_record, reference, store_options
 from adapters_store.references import Reference
 from reft_plugins.errors import StoreError
@@ -28,7 +29,7 @@ def init(path: Path | None, as_json: bool) -> None:
 
 @click.command("add")
 @click.argument("directory", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.argument("target", metavar="NAME[:TAG]", callback=new_reference)
+@click.argument("target", metavar="NAME[:TAG]", callback=new_reference, shell_complete=references)
 @store_options
 def add(directory: Path, target: str, path: Path | None, as_json: bool) -> None:
     """Publish an adapter directory as the next version of NAME, and point TAG to it.
@@ -46,7 +47,7 @@ def add(directory: Path, target: str, path: Path | None, as_json: bool) -> None:
 
 
 @click.command("tag")
-@click.argument("ref", metavar="REF", callback=reference)
+@click.argument("ref", metavar="REF", callback=reference, shell_complete=references)
 @click.argument("new_tag", metavar="NEWTAG")
 @store_options
 def tag(ref: str, new_tag: str, path: Path | None, as_json: bool) -> None:
@@ -64,7 +65,7 @@ def tag(ref: str, new_tag: str, path: Path | None, as_json: bool) -> None:
 
 
 @click.command("untag")
-@click.argument("ref", metavar="NAME:TAG", callback=reference)
+@click.argument("ref", metavar="NAME:TAG", callback=reference, shell_complete=references)
 @store_options
 def untag(ref: str, path: Path | None, as_json: bool) -> None:
     """Remove a tag; the version it pointed to stays.
@@ -75,7 +76,7 @@ def untag(ref: str, path: Path | None, as_json: bool) -> None:
 
 
 @click.command("rm")
-@click.argument("refs", metavar="REF...", nargs=-1, required=True)
+@click.argument("refs", metavar="REF...", nargs=-1, required=True, shell_complete=references)
 @click.option("--force", is_flag=True, help="Also where tags point to it; and all versions of a bare NAME.")
 @store_options
 def rm(refs: tuple[str, ...], force: bool, path: Path | None, as_json: bool) -> None:

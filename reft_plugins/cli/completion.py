@@ -11,6 +11,9 @@ import click
 from click.shell_completion import (
     BashComplete,
     CompletionItem,
+    FishComplete,
+    ShellComplete,
+    ZshComplete,
     add_completion_class,
     get_completion_class,
     split_arg_string,
@@ -35,8 +38,20 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
 """
 
 
+class _WholeWords(ShellComplete):
+    """Click's completion of `--option=value` gives the value alone, with which shells replace the whole word."""
+
+    def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem[str]]:
+        """The completions, each as the whole word."""
+        option = re.match("-[^=]*=", incomplete)
+        found = super().get_completions(args, incomplete)
+        if option is None:
+            return found
+        return [CompletionItem(option[0] + item.value, item.type, item.help) for item in found]
+
+
 @add_completion_class
-class Bash(BashComplete):
+class Bash(_WholeWords, BashComplete):
     """Click's, except that words with ':', '@' and '=' are completed: bash takes such a word for several."""
 
     source_template = _BASH
@@ -53,18 +68,27 @@ class Bash(BashComplete):
     def complete(self) -> str:
         """The completions, without what bash does not count to the word any more."""
         args, incomplete = self.get_completion_args()
-        option, equals, value = incomplete.partition("=")
-        if not (option.startswith("-") and equals):
-            option, equals, value = "", "", incomplete
-        separators = "".join(set(":=@") & set(os.environ.get("COMP_WORDBREAKS", "")))
-        before = f"{option}{equals}"
-        kept = len(re.sub(rf"[^{re.escape(separators)}]*\Z", "", before + value)) if separators else 0
-        lines = []
-        for item in self.get_completions(args, incomplete):
-            whole = before + str(item.value)
-            known = whole[:kept] == (before + value)[:kept]
-            lines.append(f"{item.type},{whole[kept:] if known else item.value}")
-        return "\n".join(lines)
+        settled = incomplete[: _settled(incomplete, os.environ.get("COMP_LINE", ""))]
+        found = self.get_completions(args, incomplete)
+        return "\n".join(f"{item.type},{item.value.removeprefix(settled)}" for item in found)
+
+
+@add_completion_class
+class Zsh(_WholeWords, ZshComplete):
+    """Click's, with whole words."""
+
+
+@add_completion_class
+class Fish(_WholeWords, FishComplete):
+    """Click's, with whole words."""
+
+
+def _settled(word: str, line: str) -> int:
+    """How much of a word bash leaves as it is: up to the last separator, which it keeps with the rest if it is '@'."""
+    separators = set(":=@") & set(os.environ.get("COMP_WORDBREAKS", ""))
+    quoted = re.search(r"""(?:^|\s)["'][^"']*\Z""", line) is not None
+    last = -1 if quoted else max((word.rfind(each) for each in separators), default=-1)
+    return last + (word[last] != "@") if last >= 0 else 0
 
 
 def references(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
