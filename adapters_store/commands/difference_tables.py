@@ -6,33 +6,34 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+import click
 
-from adapters_store.commands.tables import console, plain
+from adapters_store.commands.tables import print_columns, printable
 
 if TYPE_CHECKING:
     from adapters_store.comparison.results import Difference, Distance, Place
 
 _SIGNS = {"changed": "~", "added": "+", "removed": "-"}
 _LONGEST = 80
+_ROUNDING = 1e-10
+"""Degrees that float64 cannot tell from none."""
 
 
 def print_difference(difference: Difference) -> None:
     """Changed fields, positions, and a line per place."""
-    out = console()
-    out.print(plain(f"a = {difference.a}  {difference.digests[0]}"))
-    out.print(plain(f"b = {difference.b}  {difference.digests[1]}"))
+    click.echo(printable(f"a = {difference.a}  {difference.digests[0]}"))
+    click.echo(printable(f"b = {difference.b}  {difference.digests[1]}"))
     if difference.empty:
-        out.print("They are the same adapter.")
+        click.echo("They are the same adapter.")
         return
     _print_table(
         "manifest",
-        ("", "field", "a", "b"),
+        ("", "FIELD", "A", "B"),
         [(_SIGNS[each.kind], each.path, _value(each.before), _value(each.after)) for each in difference.changes],
     )
     _print_table(
         "positions",
-        ("site", "a", "b"),
+        ("SITE", "A", "B"),
         [
             (each.site, ", ".join(each.a) or "none", ", ".join(each.b) or "none")
             for each in difference.positions
@@ -41,13 +42,13 @@ def print_difference(difference: Difference) -> None:
     )
     _print_table(
         "what they compute",
-        ("place", "distance", "angles of what they write", "read", ""),
+        ("PLACE", "DISTANCE", "ANGLES WRITTEN", "ANGLES READ", ""),
         [_place(place) for place in difference.places],
     )
-    for note in difference.notes:
-        out.print(plain(f"note: {note}"))
     overall = difference.distance
-    out.print("no two quantities could be compared" if overall is None else f"overall distance {_number(overall)}")
+    click.echo("\nno two quantities could be compared" if overall is None else f"\noverall distance {_number(overall)}")
+    for note in difference.notes:
+        click.echo(printable(f"note: {note}"))
 
 
 def _place(place: Place) -> tuple[str, ...]:
@@ -65,14 +66,9 @@ def _named(distance: Distance) -> str:
 
 
 def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    if not rows:
-        return
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*map(plain, row))
-    console().print(table)
+    if rows:
+        click.echo(f"\n{title}")
+        print_columns(columns, rows)
 
 
 def _value(value: Any) -> str:
@@ -85,4 +81,6 @@ def _number(value: float) -> str:
 
 
 def _angle(degrees: float) -> str:
+    if degrees < _ROUNDING:
+        return "0"
     return f"{degrees:.1f}" if degrees >= 0.05 else f"{degrees:.1g}"

@@ -41,7 +41,10 @@ def compare(a: Adapter, b: Adapter, names: tuple[str, str] = ("a", "b")) -> Diff
     Raises:
         AdapterError: the tensors of one do not make the program that its manifest promises.
     """
-    tensors, notes = _compare_tensors(a, b)
+    tensors, unmatched = _compare_tensors(a, b)
+    notes = []
+    if unmatched:
+        notes.append(f"{len(unmatched)} stored tensors have no counterpart of the same name and shape")
     places: tuple[Place, ...] = ()
     try:
         places = compare_programs(a.lower(), b.lower())
@@ -59,6 +62,7 @@ def compare(a: Adapter, b: Adapter, names: tuple[str, str] = ("a", "b")) -> Diff
         tensors=tensors,
         places=places,
         layers=by_layer(places),
+        unmatched=tuple(unmatched),
         notes=tuple(notes),
     )
 
@@ -76,13 +80,13 @@ def _opened(store: Store | None, source: str | Path) -> Iterator[tuple[str, Adap
 
 
 def _compare_tensors(a: Adapter, b: Adapter) -> tuple[tuple[Distance, ...], list[str]]:
-    found, notes = [], []
+    found, unmatched = [], []
     for name in sorted({*a.tensors, *b.tensors}):
         one, other = a.tensors.get(name), b.tensors.get(name)
         if one is None or other is None:
-            notes.append(f"tensor {name} is only in {'a' if other is None else 'b'}")
+            unmatched.append(f"{name} is only in {'a' if other is None else 'b'}")
         elif one.shape != other.shape:
-            notes.append(f"tensor {name} has the shapes {list(one.shape)} and {list(other.shape)}")
+            unmatched.append(f"{name} has the shapes {list(one.shape)} and {list(other.shape)}")
         else:
             found.append(tensor_distance(name, one, other))
-    return tuple(found), notes
+    return tuple(found), unmatched

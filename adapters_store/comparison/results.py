@@ -120,7 +120,8 @@ class Difference:
         tensors: relative distances of the stored tensors that have the same name and shape.
         places: what the programs compute, place by place.
         layers: the same, summed up by decoder layer.
-        notes: what holds for the whole comparison, such as stored tensors without a counterpart.
+        unmatched: stored tensors without a counterpart of the same name and shape, each with the reason.
+        notes: what holds for the whole comparison.
     """
 
     a: str
@@ -131,6 +132,7 @@ class Difference:
     tensors: tuple[Distance, ...]
     places: tuple[Place, ...]
     layers: tuple[Layer, ...]
+    unmatched: tuple[str, ...]
     notes: tuple[str, ...]
 
     @property

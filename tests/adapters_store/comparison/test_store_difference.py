@@ -90,7 +90,10 @@ def test_other_methods_and_ranks(loreft: Make, program: Make, draw: Draw) -> Non
     assert both.distance is not None and both.distance > 0.5
     assert {(each.space, each.ranks) for each in both.angles} == {("writes", (2, 5)), ("reads", (2, 5))}
     assert left.distance == right.distance == 1
-    assert difference.tensors == () and len(difference.notes) == len(edits.tensors) + 4
+    assert difference.tensors == () and len(difference.unmatched) == len(edits.tensors) + 4
+    assert difference.notes == (
+        f"{len(edits.tensors) + 4} stored tensors have no counterpart of the same name and shape",
+    )
     assert {each.path for each in difference.changes} >= {"method", "program.model.layers.1.mlp.up_proj.rank"}
 
 
