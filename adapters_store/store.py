@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapters_store.filters import Filter
 from adapters_store.layout import attachments, checkouts, contents
@@ -38,6 +39,11 @@ from adapters_store.references import Reference, parse_tag
 from adapters_store.upkeep import collection, events, recovery, verification
 from adapters_store.upkeep.marking import Marks
 from reft_plugins.errors import StoreError, UnknownReferenceError, VersionConflictError
+
+if TYPE_CHECKING:
+    from adapters_store.archive.reading import Imported
+    from adapters_store.archive.writing import Exported
+    from adapters_store.upkeep.usage import Usage
 
 WRITER_LOCK = ".lock"
 CONTENT_LOCK = ".content-lock"
@@ -416,16 +422,21 @@ class Store:
                 return False
         return True
 
-    def checkout(self, reference: str, unchecked: bool = False) -> Path:
+    def checkout(self, reference: str, unchecked: bool = False, to: Path | str | None = None) -> Path:
         """A folder with the adapter's two files, verified now. Its path names the content and never changes.
 
         Args:
             unchecked: hand out what the trust policy does not admit, too; for looking at it, not for running it.
+            to: copy them to this new or empty folder instead, to be worked on.
 
         Raises:
             UnknownReferenceError: listing what exists. StoreError: naming a blob that is missing or damaged.
             UntrustedError: when the trust policy does not admit it.
         """
+        if to is not None:
+            from adapters_store.copies import copy_out
+
+            return copy_out(self, reference, Path(to), unchecked)
         return self._check_out(self._index(), Reference.parse(reference), unchecked)
 
     @contextmanager
@@ -477,6 +488,67 @@ class Store:
             All problems, not only the first.
         """
         return verification.verify(self.root, progress)
+
+    def usage(self) -> Usage:
+        """What the store takes of the disk, for what, and by which name; every manifest is read, no tensors are.
+
+        Raises:
+            StoreError: when the index or a manifest is missing or damaged.
+        """
+        from adapters_store.upkeep.usage import usage
+
+        return usage(self)
+
+    def export(
+        self,
+        path: Path | str,
+        references: Sequence[str] = (),
+        *,
+        force: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Exported:
+        """Write versions, with what is attached to them, to one file: a tar of an OCI image layout.
+
+        Args:
+            path: the file; it gets its name when all of it is on disk.
+            references: `name` for all versions and tags of a name, `name:tag` for a version with that tag, others for
+                a version; by default everything.
+            force: replace the file if it is there already.
+            progress: called with the number of bytes written so far and their total.
+
+        Raises:
+            UnknownReferenceError: listing what exists. StoreError: when a blob is missing or damaged, or the file
+                cannot be written.
+        """
+        from adapters_store.archive.writing import export
+
+        return export(self, Path(path), references, force=force, progress=progress)
+
+    def import_(
+        self,
+        path: Path | str,
+        references: Sequence[str] = (),
+        *,
+        name: str | None = None,
+        renumber: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Imported:
+        """Read versions from a file that `export` wrote; versions keep their numbers, tags move.
+
+        Args:
+            path: the file; other programs' `oci-archive`, with our names in it, will do.
+            references: as of `export`.
+            name: for the versions, instead of their own.
+            renumber: give them the next free numbers.
+            progress: called with the number of bytes read so far and their total.
+
+        Raises:
+            VersionConflictError: when a number belongs to other content here; everything else was imported.
+            UnknownReferenceError: listing what the file has. StoreError: when it is not to be trusted.
+        """
+        from adapters_store.archive.reading import import_
+
+        return import_(self, Path(path), references, name=name, renumber=renumber, progress=progress)
 
     def recover(self) -> tuple[str, ...]:
         """Make the index anew from the history and from what is left of `index.json`; returns what was wrong.

@@ -27,11 +27,10 @@ def export(file: Path, refs: tuple[str, ...], everything: bool, force: bool, pat
     """
     if everything == bool(refs):
         raise click.UsageError("name versions to export, or say --all")
-    from adapters_store.archive.writing import export as write
     from adapters_store.commands.tables import progress_bar
 
     with progress_bar("exporting") as progress:
-        written = write(open_store(path), file, refs, force=force, progress=progress)
+        written = open_store(path).export(file, refs, force=force, progress=progress)
     if as_json:
         click.echo(json.dumps(written.to_dict(), indent=2))
         return
@@ -56,11 +55,10 @@ def import_(
 
     Example: reft store import sentiment.tar
     """
-    from adapters_store.archive.reading import import_ as read
     from adapters_store.commands.tables import progress_bar
 
     with progress_bar("importing") as progress:
-        found = read(open_store(path), file, refs, name=name, renumber=renumber, progress=progress)
+        found = open_store(path).import_(file, refs, name=name, renumber=renumber, progress=progress)
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=2))
         return

@@ -70,12 +70,10 @@ def checkout(ref: str, target: Path | None, unchecked: bool, path: Path | None, 
 
     Example: reft store checkout sentiment:latest --to my-adapter
     """
-    from adapters_store.copies import copy_out
-
     store = open_store(path)
     record = store.find(ref)
     exact = f"{record.name}@{record.digest}"
-    folder = copy_out(store, exact, target, unchecked) if target is not None else store.checkout(exact, unchecked)
+    folder = store.checkout(exact, unchecked, target)
     click.echo(json.dumps({**record.to_dict(), "folder": str(folder)}, indent=2) if as_json else str(folder))
 
 
@@ -88,9 +86,7 @@ def du(path: Path | None, as_json: bool) -> None:
 
     Example: reft store du
     """
-    from adapters_store.upkeep.usage import usage
-
-    found = usage(open_store(path))
+    found = open_store(path).usage()
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=2))
         return
