@@ -61,8 +61,8 @@ class Contents:
         """What the index repeats of a version, so that lists need not open it."""
         training = self.manifest.training
         metrics = json.dumps(dict(training.metrics) if training else {}, sort_keys=True, separators=(",", ":"))
-        facts = {**self.image.annotations, SIZE: str(self.size)}
-        return facts | ({METRICS: metrics} if len(metrics) <= MAX_METRICS_CHARACTERS else {})
+        facts = {key: text for key, text in self.image.annotations.items() if key in (METHOD, BASE)}
+        return {**facts, SIZE: str(self.size)} | ({METRICS: metrics} if len(metrics) <= MAX_METRICS_CHARACTERS else {})
 
 
 def pack(directory: Path, blobs: Blobs) -> tuple[Descriptor, Contents]:

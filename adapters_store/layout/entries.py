@@ -14,6 +14,7 @@ from reft_plugins.errors import StoreError
 
 _DIGEST = re.compile(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*:[A-Za-z0-9=_-]+")
 _OWN = {"mediaType", "artifactType", "digest", "size", "annotations"}
+_TEXTS = frozenset([str])
 _NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -46,7 +47,7 @@ class IndexEntry:
     def from_checked(cls, data: dict[str, Any]) -> IndexEntry:
         """From data of an image manifest that `check_entry` passed. Texts that adapters share are kept once."""
         annotations = {key: intern(text) for key, text in data.get("annotations", {}).items() if key != REF_NAME}
-        others = {key: data[key] for key in data.keys() - _OWN}
+        others = _NO_FIELDS if data.keys() <= _OWN else {key: data[key] for key in data.keys() - _OWN}
         return cls(data["digest"], data["size"], data.get("artifactType"), annotations, others)
 
     @classmethod
@@ -88,7 +89,7 @@ def check_entry(data: Any, where: str) -> None:
         raise _wrong(where, "size", size)
     if type(data.get("artifactType", "")) is not str:
         raise _wrong(where, "artifactType", data["artifactType"])
-    if not isinstance(annotations, Mapping) or not all(type(text) is str for text in annotations.values()):
+    if not isinstance(annotations, Mapping) or not _TEXTS.issuperset(map(type, annotations.values())):
         raise _wrong(where, "annotations", annotations)
 
 

@@ -27,7 +27,9 @@ from adapters_store.layout.oci import (
     REF_NAME,
     SUBJECT,
     load_json,
+    without_collecting,
 )
+from adapters_store.layout.plain import Plain, read_plain
 from adapters_store.references import Reference
 from reft_plugins.errors import StoreError, UnknownReferenceError
 
@@ -65,7 +67,9 @@ class Index:
         Raises:
             StoreError: when it is not an OCI image index.
         """
-        return _Reading(load_json(text, where), where).index()
+        with without_collecting():
+            plain = read_plain(text)
+            return _Reading(load_json(plain.rest, where), where, plain).index()
 
     def document(self, offset: int | None) -> bytes:
         """The text of `index.json` that says the same, for the state after `offset` bytes of history.
@@ -83,9 +87,9 @@ class Index:
         if highest:
             annotations[HIGHEST] = _compact(highest)
         manifests = [
-            *self.foreign,
             *(_with_name(entry, text) for text, entry in self._references()),
             *(entry.to_data() for _, entries in sorted(self.attached.items()) for entry in entries),
+            *self.foreign,
         ]
         document = {**self.fields, "schemaVersion": 2, "mediaType": INDEX_TYPE, "annotations": annotations}
         return _compact(document | {"manifests": manifests}).encode()
@@ -187,10 +191,11 @@ class Index:
 class _Reading:
     """Sorts the descriptors of a document by whose they are and what they mean."""
 
-    def __init__(self, document: Any, where: str) -> None:
+    def __init__(self, document: Any, where: str, plain: Plain) -> None:
         if not isinstance(document, dict):
             raise StoreError(f"{where}: not an image index")
         self.where = where
+        self.plain = plain
         self.document = document
         self.annotations = document.get("annotations", {})
         manifests = document.get("manifests")
@@ -207,12 +212,11 @@ class _Reading:
         self.manifests = manifests
 
     def index(self) -> Index:
-        versions: dict[str, dict[int, IndexEntry]] = defaultdict(dict)
-        tags: dict[str, dict[str, IndexEntry]] = defaultdict(dict)
+        versions, tags = self.plain.versions, self.plain.tags
         attached: dict[str, list[IndexEntry]] = defaultdict(list)
         foreign: list[dict[str, Any]] = []
         problems: list[str] = []
-        for position, data in enumerate(self.manifests):
+        for position, data in enumerate(self.manifests, self.plain.count):
             check_entry(data, f"{self.where}: manifests.{position}")
             annotations = data.get("annotations", {})
             text = annotations.get(REF_NAME, "")

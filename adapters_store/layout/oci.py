@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import gc
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -60,14 +62,22 @@ def load_json(text: bytes, where: str) -> Any:
     Raises:
         StoreError: when it is not that.
     """
-    collecting = gc.isenabled()
-    gc.disable()  # nothing here is garbage, and looking for it takes longer than reading a large index
     try:
-        return json.loads(
-            text, object_pairs_hook=one_of_each_key, parse_constant=finite_number, parse_float=finite_number
-        )
+        with without_collecting():
+            return json.loads(
+                text, object_pairs_hook=one_of_each_key, parse_constant=finite_number, parse_float=finite_number
+            )
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{where}: not readable JSON: {error}") from None
+
+
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """While a large document is read: nothing of it is garbage, and looking for some takes longer than reading it."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
         if collecting:
             gc.enable()
