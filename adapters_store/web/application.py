@@ -29,7 +29,9 @@ def create_application(store: Store, hosts: Sequence[str] = LOOPBACK) -> ASGIApp
         store: read anew for every request; nothing of it is ever changed.
         hosts: names under which it may be asked for; `*` for any.
     """
-    app = FastAPI(title="reft store", docs_url=None, redoc_url=None, openapi_url="/api/openapi.json")
+    app = FastAPI(
+        title="reft store", docs_url=None, redoc_url=None, openapi_url="/api/openapi.json", redirect_slashes=False
+    )
     for room in (api, pictures, pages):
         app.include_router(room.router(store))
     app.mount("/static", StaticFiles(directory=_STATIC))

@@ -46,7 +46,9 @@ def serve(store: Store, host: str, port: int, listening: Callable[[str], None]) 
         raise StoreError(f"cannot listen on {host}, port {port}: {error}. Choose another --host or --port") from None
     hosts = (*LOOPBACK, f"[{host}]" if ":" in host else host) if is_loopback(host) else ("*",)
     application = create_application(store, hosts)
-    config = uvicorn.Config(application, log_level="warning", server_header=False, lifespan="off", access_log=False)
+    config = uvicorn.Config(
+        application, log_level="warning", access_log=False, server_header=False, proxy_headers=False, lifespan="off"
+    )
     shown = f"[{host}]" if ":" in host else host
     with bound, suppress(KeyboardInterrupt):
         listening(f"http://{shown}:{bound.getsockname()[1]}/")

@@ -10,7 +10,7 @@ FAULTS = """() => {
   const faults = [], all = s => [...document.querySelectorAll(s)];
   const name = e => (e.getAttribute("aria-label") || e.textContent || e.getAttribute("alt") || "").trim();
   if (document.documentElement.lang !== "en") faults.push("no language");
-  for (const s of ["header", "main", "footer", "h1", "title"])
+  for (const s of ["header", "main", "footer", "h1", "head title"])
     if (all(s).length !== 1) faults.push(`${all(s).length} of ${s}`);
   let level = 0;
   for (const h of all("h1, h2, h3, h4")) {
@@ -116,7 +116,7 @@ class Watch:
         page.on("pageerror", lambda error: self.faults.append(str(error)))
         page.on("dialog", lambda dialog: self.faults.append(f"dialog {dialog.message}"))
         page.on("request", self._asked)
-        page.on("requestfailed", lambda request: self.faults.append(f"failed: {request.url}"))
+        page.on("requestfailed", self._failed)
         page.on("response", self._answered)
         page.goto(self._site + path, wait_until="load")
         return page
@@ -134,6 +134,10 @@ class Watch:
     def _asked(self, request: Request) -> None:
         if urlsplit(request.url).netloc != urlsplit(self._site).netloc:
             self.faults.append(f"asked {request.url}")
+
+    def _failed(self, request: Request) -> None:
+        if request.failure != "net::ERR_ABORTED":  # what a page was still loading when it was left
+            self.faults.append(f"failed: {request.url}: {request.failure}")
 
     def _answered(self, response: Response) -> None:
         if response.status >= 400 and response.status not in self.expected:

@@ -135,7 +135,7 @@ def test_search_and_pages(client: httpx.Client) -> None:
     assert names(name="task-0", base="LLAMA") == [f"many/task-{number:02d}" for number in range(10)]
     assert names(base="nothing") == names(method="lora") == names(name="nothing") == []
     shown = client.get("/", params={"name": "many/", "page": 2}).text
-    assert shown.count('<th scope="row">') == MANY - 50
+    assert shown.count('<th scope="row" class="short">') == MANY - 50
     assert 'value="many/"' in shown
     assert "name=many" in re.findall(r'rel="prev">|href="(/\?[^"]*)" rel="prev"', shown)[0]
 
