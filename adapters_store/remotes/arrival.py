@@ -6,13 +6,12 @@ from collections.abc import Iterator
 
 from adapters_store import limits
 from adapters_store.layout import contents
-from adapters_store.layout.attachments import MAX_ATTACHED_BYTES
+from adapters_store.layout.attachments import MAX_ATTACHED_BYTES, attachment_blobs, read_attachment
 from adapters_store.layout.blobs import Blobs
 from adapters_store.layout.oci import (
     ARTIFACT_TYPE,
     MANIFEST_TYPE,
     MAX_MANIFEST_BYTES,
-    AttachedManifest,
     Descriptor,
     ImageManifest,
     load_json,
@@ -83,23 +82,17 @@ class Arrival:
         Raises:
             StoreError: when it is none, too large, damaged, or belongs to another version.
         """
-        place = where(self._remote, self._name, found.digest)
         data = self._manifest(found)
-        manifest = AttachedManifest.parse(data, place)
-        if manifest.subject.digest != subject:
-            raise StoreError(f"{place}: belongs to {manifest.subject.digest}, not to {subject}")
-        blobs = {each.digest: each for each in (manifest.config, *manifest.layers)}
-        for each in blobs.values():
+        descriptor = Descriptor(mediaType=MANIFEST_TYPE, digest=self._blobs.put(data), size=len(data))
+        attachment = read_attachment(self._blobs, descriptor)
+        if attachment.subject != subject:
+            raise StoreError(f"{where(self._remote, self._name, found.digest)}: belongs to {attachment.subject}")
+        for each in {blob.digest: blob for blob in attachment_blobs(self._blobs, descriptor)}.values():
             if each.size > MAX_ATTACHED_BYTES:
-                raise StoreError(f"{place}: a file of {each.size} bytes exceeds the limit of {MAX_ATTACHED_BYTES}")
+                raise StoreError(f"{each.digest}: {each.size} bytes exceed the limit of {MAX_ATTACHED_BYTES}")
             self._meter.expect(each.size)
             self._fetch(each)
-        return Descriptor(
-            mediaType=MANIFEST_TYPE,
-            artifactType=manifest.artifact_type,
-            digest=self._blobs.put(data),
-            size=len(data),
-        )
+        return descriptor.model_copy(update={"artifact_type": attachment.artifact_type})
 
     def _manifest(self, found: Descriptor) -> bytes:
         if found.size > MAX_MANIFEST_BYTES:

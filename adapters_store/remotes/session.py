@@ -210,12 +210,16 @@ class _Watched:
         super().close()  # type: ignore[misc]
 
     def _explained(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        late = TimeoutError("no complete answer in time")
         try:
-            return function(*arguments, **options)
+            found = function(*arguments, **options)
         except Exception:
             if self._expired:
-                raise TimeoutError("no complete answer in time") from None
+                raise late from None
             raise
+        if self._expired:  # what was cut off here may look like an answer
+            raise late
+        return found
 
     def _expire(self) -> None:
         self._expired = True
