@@ -46,8 +46,8 @@ def admit(store: Store, name: str, digest: str, files: Mapping[str, str], policy
     reference = f"{name}@{digest}"
     if rule.verdict == "refuse":
         raise UntrustedError(
-            f"{reference}: the policy {policy.path} has no rule that admits the name {name!r}. Add one, or use an "
-            "adapter of a name that it admits"
+            f"{store.find(reference).reference}: the policy {policy.path} has no rule that admits the name {name!r}. "
+            "Add one, or use an adapter of a name that it admits"
         )
     facts = (str(store.root), digest, policy.digest, rule.number, *files.items())
     try:
@@ -57,9 +57,10 @@ def admit(store: Store, name: str, digest: str, files: Mapping[str, str], policy
     except StoreError as error:
         raise UntrustedError(f"{reference}: its signatures cannot be checked: {error}") from None
     if len(verdict.signers) < rule.at_least:
+        named = store.find(reference).reference
         raise UntrustedError(
-            f"{reference}: not admitted by the policy {policy.path}, {rule}: {verdict.explain()}. Sign it with "
-            f"`reft store sign {reference} --key …`, or pull it with its signatures from where it was published"
+            f"{named}: not admitted by the policy {policy.path}, {rule}: {verdict.explain()}. Sign it with "
+            f"`reft store sign {named} --key …`, or pull it with its signatures from where it was published"
         )
     _remember((*facts, *(each.digest for each in verdict.signatures)))
 
@@ -115,4 +116,4 @@ def decisions(store: Store, policy: Policy | None, reference: str | None = None)
                 admit(store, record.name, record.digest, files, policy)
             yield Decision(record.reference, rule, None)
         except ReftError as error:
-            yield Decision(record.reference, rule, str(error))
+            yield Decision(record.reference, rule, str(error).removeprefix(f"{record.reference}: "))
