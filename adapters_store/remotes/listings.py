@@ -32,9 +32,18 @@ def tags(client: Client, repository: str, where: str) -> list[str]:
 
 
 def repositories(client: Client, where: str) -> list[str]:
-    """All repositories of a registry."""
+    """All repositories of a registry.
+
+    Raises:
+        StoreError: where it does not list them, as most that are open to everybody.
+    """
     url = f"{client.root}_catalog?n={_PAGE}"
-    return _all(client, url, lambda page: _strings(page, "repositories", where), MAX_NAMES, where)
+    first = client.do_request(url)
+    if first.status_code in (401, 403, 404, 405):
+        raise StoreError(
+            f"{where}: the registry does not list its repositories to you. Name the adapters that are meant"
+        )
+    return _all(client, url, lambda page: _strings(page, "repositories", where), MAX_NAMES, where, first)
 
 
 def referrers(client: Client, repository: str, digest: str, where: str) -> list[Descriptor] | None:

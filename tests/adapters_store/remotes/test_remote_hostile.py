@@ -5,12 +5,18 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import ssl
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from stand_in import INDEX_TYPE, Handler, StandIn, digest_of
 
 from adapters_store import Store
@@ -369,6 +375,14 @@ def test_listings_without_end(stand_in: StandIn) -> None:
         registry(stand_in).tags("sentiment")
 
 
+@pytest.mark.parametrize("status", [401, 403, 404, 405])
+def test_registries_that_do_not_list_their_repositories(stand_in: StandIn, status: int) -> None:
+    """An empty list would look as if there were nothing."""
+    stand_in.worse["GET catalog"] = lambda handler: handler.answer(status)
+    with pytest.raises(StoreError, match="does not list its repositories to you"):
+        registry(stand_in).names()
+
+
 def test_attachments_that_are_not_what_they_should_be_do_not_spoil_the_version(
     stand_in: StandIn, other_store: Store
 ) -> None:
@@ -596,6 +610,48 @@ def test_a_version_that_is_overwritten_meanwhile_is_told(stand_in: StandIn, stor
     with pytest.raises(StoreError, match="v2 is other content"):
         push(store, "sentiment:latest", registry(empty))
     empty.shutdown()
+
+
+@pytest.fixture
+def encrypted(stand_in: StandIn, tmp_path: Path) -> Path:
+    """Lets the stand-in speak TLS; returns the certificate that it signed itself."""
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    secret = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "stand-in")])
+    now = datetime.now(UTC)
+    built = (
+        x509.CertificateBuilder(name, name, secret.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(secret, hashes.SHA256())
+    )
+    certificate.write_bytes(built.public_bytes(serialization.Encoding.PEM))
+    key.write_bytes(
+        secret.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    stand_in.socket = context.wrap_socket(stand_in.socket, server_side=True)
+    return certificate
+
+
+def test_certificates_are_always_verified(
+    stand_in: StandIn, encrypted: Path, other_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Address, "loopback", False)  # or it would not be encrypted
+    with pytest.raises(UnreachableError, match=r"certificate is not trusted here.*REQUESTS_CA_BUNDLE"):
+        pull(registry(stand_in), "sentiment", other_store)
+    assert stand_in.seen == []
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(encrypted))
+    pull(registry(stand_in), "sentiment", other_store)
+    assert len(other_store.list()) == 2
+    stand_in.worse["GET blobs"] = lambda handler: handler.redirect(f"http://192.0.2.1{handler.path}")
+    with pytest.raises(StoreError, match="without encryption"):
+        pull(registry(stand_in), "sentiment", Store.init(other_store.root.parent / "third"))
 
 
 def test_unencrypted_http_is_only_for_this_machine() -> None:
