@@ -62,6 +62,7 @@ def bring(reference: Reference) -> None:
     _refuse_unknown(store, key)
     with locked(memory.lock_path(key), timeout=WAIT_SECONDS):
         if _record(store, reference) is None:
+            _refuse_unknown(store, key)  # another thread may have asked meanwhile
             _fetch(store, reference, found.remotes)
             if reference.tag is not None:
                 memory.note(key)

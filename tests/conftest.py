@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import programs
@@ -31,6 +33,15 @@ def interruptible() -> None:
     """Ctrl-C acts as usual, also where the tests were started in the background of a shell, which ignores it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unconfigured() -> Iterator[None]:
+    """What whoever runs the tests configured for their own store has no effect on them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REFT_CONFIG", os.devnull)
+        patch.delenv("REFT_POLICY", raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")

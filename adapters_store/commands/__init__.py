@@ -25,8 +25,17 @@ _TOPICS = (
 def store() -> None:
     """Keep adapters in a versioned, verified store.
 
-    The store is an OCI image layout in one folder: --store, else REFT_STORE, else reft/store in your data folder.
-    References are NAME:TAG (moves), NAME@vN and NAME@sha256:DIGEST (never change).
+    The store is an OCI image layout in one folder: --store, else REFT_STORE, else what the configuration says, else
+    reft/store in your data folder. References are NAME:TAG (moves), NAME@vN and NAME@sha256:DIGEST (never change).
+
+    \b
+    ~/.config/reft/config.toml, or the file that REFT_CONFIG names:
+      [store]
+      path = "~/adapters"
+      remotes = ["oci://registry.example/team"]   where to look for what is missing
+      refresh = 300                               seconds after which a tag is looked up there again
+      [trust]
+      policy = "policy.toml"
 
     Example: reft store add my-adapter sentiment:latest
     """

@@ -253,6 +253,25 @@ def test_many_at_once_pull_once(far: Watched, configure: Any, adapters: list[Pat
     assert far.blobs == 2
 
 
+def test_many_at_once_ask_once_for_what_is_unknown(far: Watched, configure: Any, tmp_path: Path) -> None:
+    Store.init(tmp_path / "near")
+    refused: list[UnknownReferenceError] = []
+
+    def ask() -> None:
+        try:
+            resolve("nothing:x")
+        except UnknownReferenceError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(refused) == 8
+    assert far.asked == ["nothing:x"]
+
+
 def test_many_processes_pull_once(configure: Any, adapters: list[Path], tmp_path: Path) -> None:
     source = Store.init(tmp_path / "source")
     source.add(adapters[0], "sentiment:prod")

@@ -56,6 +56,8 @@ def test_from_a_registry_that_dies(
     assert (path / "adapter.safetensors").read_bytes() == (adapters[0] / "adapter.safetensors").read_bytes()
     with pytest.raises(UnknownReferenceError, match=rf"sentiment:beta.*Asked were {address}"):
         resolve("sentiment:beta")
+    with pytest.raises(UnknownReferenceError, match="never:x: neither"):
+        resolve("never:x")
     assert resolve(f"{address}/sentiment:prod") == path
 
     own_registry.kill()
