@@ -82,3 +82,8 @@ MAX_MEMBERS = 1_000_000
 """Of an archive."""
 MAX_NODES = 1000
 """Of a lineage graph; what is nearest to the root is kept."""
+
+MAX_SHOWN_CERTIFICATE_BYTES = MIB
+"""Of a certificate that the page draws."""
+MAX_SHOWN_CHARACTERS = 2000
+"""Of one text of an adapter on the page; the JSON has all of them."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapters_store.layout.attachments import Attachment
 from adapters_store.layout.oci import CERTIFICATE_TYPE
+from adapters_store.limits import MAX_SHOWN_CERTIFICATE_BYTES
 from adapters_store.store import Store
 from reft_plugins.errors import ReftError, StoreError, UnknownReferenceError
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from reft_plugins.fidelity.report import Section
 
 CERTIFICATE_NAME = "certificate.json"
-MAX_CERTIFICATE_BYTES = 1024 * 1024
-"""A larger one is refused unread."""
 MAX_CERTIFICATES = 20
 """On one page, the newest first."""
 
@@ -105,7 +104,7 @@ def _report(store: Store, attachment: Attachment, adapter: str) -> Report:
 def _text(store: Store, attachment: Attachment) -> bytes:
     if CERTIFICATE_NAME not in attachment.files:
         raise StoreError(f"attachment {attachment.descriptor.digest}: has no {CERTIFICATE_NAME}")
-    return store.blobs.read(attachment.files[CERTIFICATE_NAME], MAX_CERTIFICATE_BYTES)
+    return store.blobs.read(attachment.files[CERTIFICATE_NAME], MAX_SHOWN_CERTIFICATE_BYTES)
 
 
 @lru_cache(maxsize=16)

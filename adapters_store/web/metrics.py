@@ -16,6 +16,7 @@ LARGEST = 1e30
 """What is larger was never measured, and plots fail on it."""
 
 _COLOR = "#0a6b63"
+_DOTS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def draw(line: Series) -> str:
 
     def paint(axes: Any) -> None:
         numbers, values = zip(*line.points, strict=True)
-        axes.plot(numbers, values, "o-", color=_COLOR, markersize=4, linewidth=1.5)
+        axes.plot(numbers, values, "o-" if len(numbers) <= _DOTS else "-", color=_COLOR, markersize=4, linewidth=1.5)
         axes.set_xlabel("version")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.margins(x=0.04, y=0.12)

@@ -13,8 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rich.filesize import decimal
 
-MAX_TEXT = 2000
-"""Characters of one text of an adapter on a page; the JSON has all of them."""
+from adapters_store.limits import MAX_SHOWN_CHARACTERS
 
 _PLAIN = frozenset("\n\t\u200c\u200d")
 """Shown as they are although not printable: line breaks, and the joiners that some scripts need."""
@@ -32,7 +31,7 @@ def clean(text: str) -> str:
     )
 
 
-def shortened(text: str, limit: int = MAX_TEXT) -> str:
+def shortened(text: str, limit: int = MAX_SHOWN_CHARACTERS) -> str:
     """A text of at most `limit` characters, which says where it was cut."""
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} characters)"
 
