@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 from adapters_store.configuration import Configuration, configuration
@@ -29,7 +30,7 @@ WAIT_SECONDS = 1800.0
 REST_SECONDS = 30.0
 """How long a remote that did not answer is left alone by this process, where there is something to use instead."""
 UNKNOWN_SECONDS = 10.0
-"""How long this process believes that no remote has a reference."""
+"""How long this process believes that no remote has a reference, or new signatures of a version."""
 PATIENCE = Patience(connect=5.0, silence=15.0, answer=30.0)
 """With a registry that is asked on the way to something else."""
 
@@ -86,7 +87,33 @@ def resolve_address(text: str) -> Path:
     if digest is None or not _has(store, reference.name, digest):
         with locked(memory.lock_path(text), timeout=WAIT_SECONDS):
             digest = _pull_exactly(store, address, reference, text, memory)
-    return store.checkout(f"{reference.name}@{digest}")
+    exact = f"{reference.name}@{digest}"
+    try:
+        return store.checkout(exact)
+    except UntrustedError:
+        with suppress(ReftError):  # it may have been signed since it was pulled
+            pull(_source(str(address)), exact, store, renumber=True)
+        return store.checkout(exact)
+
+
+def bring_signatures(reference: Reference) -> bool:
+    """Look in the configured remotes for what was attached to a version since it was pulled.
+
+    Returns:
+        Whether there is anything new. Nothing is raised where a remote cannot be asked.
+    """
+    store = _default_store()
+    record = _record(store, reference)
+    if record is None or time.monotonic() < _unknown.get((store.root, record.digest), (0.0, ""))[0]:
+        return False
+    _remember_unknown(store, record.digest, "")
+    exact = f"{record.name}@{record.digest}"
+    before = len(store.attachments(exact))
+    for address in configuration().remotes:
+        with suppress(ReftError):
+            if _may_have(address, record.name) and _source(address).descriptor(record.name, record.digest) is not None:
+                pull(_source(address), exact, store)
+    return len(store.attachments(exact)) > before
 
 
 def _pull_exactly(store: Store, address: Address, reference: Reference, text: str, memory: Memory) -> str:
@@ -126,9 +153,7 @@ def _fetch(store: Store, reference: Reference, remotes: tuple[str, ...]) -> None
             f"{'; '.join(failures)}. Try again, or pull it from elsewhere with `reft store pull`"
         )
     message = f"{reference}: neither the store {store.root} nor a remote has it. Asked were {asked}"
-    if len(_unknown) >= _MOST_REMEMBERED:
-        _unknown.clear()
-    _unknown[store.root, str(reference)] = time.monotonic() + UNKNOWN_SECONDS, message
+    _remember_unknown(store, str(reference), message)
     raise UnknownReferenceError(message)
 
 
@@ -160,8 +185,7 @@ def _look_again(store: Store, reference: Reference, local: Record, remotes: tupl
 
 def _take(store: Store, reference: Reference, address: str, local: Record | None) -> bool:
     """Pull what a remote has under a reference; False where it has nothing."""
-    parsed = Address.parse(address)
-    if parsed.scheme == "hf" and hub_name(parsed.path) != reference.name:
+    if not _may_have(address, reference.name):
         return False
     source = _source(address)
     descriptor = source.descriptor(reference.name, _selector(reference))
@@ -179,6 +203,12 @@ def _take(store: Store, reference: Reference, address: str, local: Record | None
         store.checkout(str(exact))  # refuses what the trust policy does not admit
         store.tag(str(exact), reference.tag)
     return True
+
+
+def _may_have(address: str, name: str) -> bool:
+    """A repository of the Hub has one name only."""
+    parsed = Address.parse(address)
+    return parsed.scheme != "hf" or hub_name(parsed.path) == name
 
 
 def _source(address: str) -> Source:
@@ -202,6 +232,12 @@ def _refuse_unknown(store: Store, key: str) -> None:
     until, message = _unknown.get((store.root, key), (0.0, ""))
     if time.monotonic() < until:
         raise UnknownReferenceError(message)
+
+
+def _remember_unknown(store: Store, key: str, message: str) -> None:
+    if len(_unknown) >= _MOST_REMEMBERED:
+        _unknown.clear()
+    _unknown[store.root, key] = time.monotonic() + UNKNOWN_SECONDS, message
 
 
 def _default_store() -> Store:

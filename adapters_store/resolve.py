@@ -8,6 +8,7 @@ from pathlib import Path
 from adapters_store.configuration import configuration
 from adapters_store.location import default_path, is_store
 from adapters_store.references import Reference
+from reft_plugins.errors import UntrustedError
 
 REMOTE = ("oci://", "hf://")
 """How a reference begins that says itself which remote has it."""
@@ -35,7 +36,8 @@ def resolve(reference: str) -> Path | None:
     parsed = Reference.try_parse(reference)
     if parsed is None or os.path.isdir(reference):
         return None
-    if configuration().remotes:
+    remotes = configuration().remotes
+    if remotes:
         from adapters_store.pull_through import bring
 
         bring(parsed)
@@ -43,7 +45,17 @@ def resolve(reference: str) -> Path | None:
         return None
     from adapters_store.store import Store
 
-    return Store.open().resolve(reference)
+    store = Store.open()
+    try:
+        return store.resolve(reference)
+    except UntrustedError:
+        if not remotes:
+            raise
+        from adapters_store.pull_through import bring_signatures
+
+        if not bring_signatures(parsed):
+            raise
+        return store.resolve(reference)
 
 
 def tagged() -> list[str]:

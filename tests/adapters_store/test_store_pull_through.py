@@ -19,6 +19,7 @@ from adapters_store.resolve import resolve
 from reft_plugins.errors import StoreError, UnknownReferenceError, UntrustedError, VersionConflictError
 
 FAR = "oci://far.example/team"
+POLICY = '[trust]\npolicy = "policy.toml"\n'
 
 
 class Watched(Folder):
@@ -59,6 +60,16 @@ def forgetful() -> Iterator[None]:
     yield
     pull_through._resting.clear()
     pull_through._unknown.clear()
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    """The private key whose signature `POLICY` demands."""
+    from adapters_store.trust.keys import generate
+
+    private, public = generate(tmp_path / "key.pem")
+    (tmp_path / "policy.toml").write_text(f'[[rules]]\nnames = ["sentiment"]\nkeys = ["{public.name}"]\n')
+    return private
 
 
 @pytest.fixture
@@ -304,14 +315,11 @@ def test_a_read_only_store_still_answers(
 
 
 def test_what_was_pulled_is_held_to_the_policy(
-    far: Watched, configure: Any, adapters: list[Path], tmp_path: Path
+    far: Watched, configure: Any, adapters: list[Path], key: Path, tmp_path: Path
 ) -> None:
-    from adapters_store.trust.keys import generate
     from adapters_store.trust.signing import sign
 
-    key, public = generate(tmp_path / "key.pem")
-    (tmp_path / "policy.toml").write_text(f'[[rules]]\nnames = ["sentiment"]\nkeys = ["{public.name}"]\n')
-    configure(FAR, refresh='"always"', policy='[trust]\npolicy = "policy.toml"\n')
+    configure(FAR, refresh='"always"', policy=POLICY)
     far.store.add(adapters[0], "sentiment:prod")
     with pytest.raises(UntrustedError):
         resolve("sentiment:prod")
@@ -329,6 +337,39 @@ def test_what_was_pulled_is_held_to_the_policy(
     with pytest.raises(UntrustedError):
         resolve(f"{FAR}/sentiment:prod")
     assert resolve(f"{FAR}/sentiment@v2") == path
+
+
+@pytest.mark.parametrize(
+    "reference", ["sentiment:prod", "sentiment@v1", f"{FAR}/sentiment:prod", f"{FAR}/sentiment@v1"]
+)
+def test_what_is_signed_later_is_admitted_then(
+    far: Watched,
+    configure: Any,
+    adapters: list[Path],
+    key: Path,
+    tmp_path: Path,
+    reference: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from adapters_store.trust.signing import sign
+
+    far.store.add(adapters[0], "sentiment:prod")
+    assert resolve(reference) is not None
+    configure(FAR, policy=POLICY)
+    with pytest.raises(UntrustedError):
+        resolve(reference)
+    asked = len(far.asked)
+    sign(far.store, "sentiment@v1", key)
+    if not reference.startswith(FAR):
+        with pytest.raises(UntrustedError):
+            resolve(reference)
+        assert len(far.asked) == asked  # not asked again within some seconds
+    monkeypatch.setattr(pull_through, "_unknown", {})
+    assert resolve(reference) is not None
+    far.down = True
+    asked = len(far.asked)
+    assert resolve(f"sentiment@{far.store.find('sentiment@v1').digest}") is not None
+    assert len(far.asked) == asked
 
 
 def test_an_address_is_asked_for_where_it_says(

@@ -132,6 +132,7 @@ def test_a_taken_number_is_a_conflict_and_everything_else_arrives(
     assert second.find("team/sentiment@v2").digest == filled.find("team/sentiment@v2").digest
     assert second.find("other:x").version == 1
     assert len(second.list()) == 3
+    assert second.verify().unreferenced == 0  # the refused version was not even copied
 
     renumbered = import_(second, tmp_path / "a.tar", ["team/sentiment"], renumber=True)
     assert [record.reference for record in renumbered.records] == ["team/sentiment@v3", "team/sentiment@v2"]
