@@ -28,7 +28,11 @@ _OURS = "application/vnd.reft."
 
 
 class Arrival:
-    """Fetches blobs of one name that are missing or damaged here. To be used inside `Store.writing()`."""
+    """Fetches blobs of one name that are missing or damaged here.
+
+    What it fetched may be collected again while nothing refers to it: whoever refers to it lets everything be fetched a
+    second time, inside `Store.writing()`, which costs nothing where it is still there.
+    """
 
     def __init__(self, blobs: Blobs, remote: Source, name: str, meter: Meter) -> None:
         self._blobs = blobs
@@ -58,11 +62,9 @@ class Arrival:
                 f"{place}: promises an adapter.json of {image.config.size} bytes, more than the limit of "
                 f"{adapter_manifest.MAX_MANIFEST_BYTES}"
             )
-        self._meter.expect(image.config.size)
         self._fetch(image.config)
         for disagreement in contents.disagreements(image, contents.read_adapter_manifest(self._blobs, image)):
             raise StoreError(f"{place}: {disagreement}. Push the adapter again from a store that has it")
-        self._meter.expect(image.layers[0].size)
         self._fetch(image.layers[0])
         contents.check_header(self._blobs.path(image.layers[0].digest), f"{place}: its tensors")
         return Descriptor(
@@ -90,7 +92,6 @@ class Arrival:
         for each in {blob.digest: blob for blob in attachment_blobs(self._blobs, descriptor)}.values():
             if each.size > MAX_ATTACHED_BYTES:
                 raise StoreError(f"{each.digest}: {each.size} bytes exceed the limit of {MAX_ATTACHED_BYTES}")
-            self._meter.expect(each.size)
             self._fetch(each)
         return descriptor.model_copy(update={"artifact_type": attachment.artifact_type})
 
@@ -108,6 +109,7 @@ class Arrival:
         return data
 
     def _fetch(self, descriptor: Descriptor) -> None:
+        if self._blobs.holds(descriptor):
+            return
         with self._meter.blob(descriptor.size) as progress:
-            if not self._blobs.holds(descriptor):
-                receive(self._blobs, self._remote, self._name, descriptor, progress)
+            receive(self._blobs, self._remote, self._name, descriptor, progress)

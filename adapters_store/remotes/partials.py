@@ -23,7 +23,7 @@ _ATTEMPTS = 5
 
 
 def receive(blobs: Blobs, remote: Source, name: str, descriptor: Descriptor, progress: Progress) -> None:
-    """Download a blob into a store, from where an earlier attempt broke off. To be called inside `Store.writing()`.
+    """Download a blob into a store, from where an earlier attempt broke off.
 
     Raises:
         StoreError: when it cannot be had, has other content than its digest says, or the disk has no room for it.

@@ -122,9 +122,12 @@ class Pull:
                 f"{self._where(f'v{wanted.version}')} ({digest}), and versions never change. Pull it under another "
                 "name (--as NAME), or let it have the next free number (--renumber)"
             )
+        self._arrival.image(wanted.descriptor)  # may take hours, in which nobody has to wait to collect garbage
+        attached = self._fetch_attached(digest)
         with self._store.writing():
             image = self._arrival.image(wanted.descriptor)
-            attached = self._fetch_attached(digest)
+            for each in attached:
+                self._arrival.attachment(each, digest)
             record = self._store.adopt(self._target, image, None if taken else wanted.version, wanted.tags)
             known = {each.descriptor.digest for each in self._store.attachments(record.reference)}
             new = [

@@ -74,22 +74,21 @@ class Push:
         for tag in tags:
             self._check_tag(record, tag)
         before = self._meter.moved
-        with self._store.writing():
-            descriptor = self._store.descriptor(record.reference)
-            found = contents.unpack(self._store.blobs, descriptor)
-            data = self._store.blobs.read(descriptor, MAX_MANIFEST_BYTES)
-            number, new = self._number(record)
-            for blob in (found.image.config, *found.image.layers) if new else ():
-                self._send_blob(blob)
-            attached = self._send_attachments(record)
-            if new:
-                self._remote.push_manifest(self._target, f"v{number}", descriptor, data)
-            former = {tag: self._remote.descriptor(self._target, tag) for tag in tags if version_number(tag) is None}
-            changed = tuple(tag for tag, old in former.items() if old is None or old.digest != record.digest)
-            for tag in changed:
-                self._remote.push_manifest(self._target, tag, descriptor, data)
-            if new and self._digest_of(number) != record.digest:
+        descriptor = self._store.descriptor(record.reference)
+        found = contents.unpack(self._store.blobs, descriptor)
+        data = self._store.blobs.read(descriptor, MAX_MANIFEST_BYTES)
+        number, new = self._number(record)
+        for blob in (found.image.config, *found.image.layers) if new else ():
+            self._send_blob(blob)
+        attached = self._send_attachments(record)
+        if new:
+            self._remote.push_manifest(self._target, f"v{number}", descriptor, data)
+            if self._digest_of(number) != record.digest:  # somebody else pushed the same number at the same time
                 raise self._conflict(record, number)
+        former = {tag: self._remote.descriptor(self._target, tag) for tag in tags if version_number(tag) is None}
+        changed = tuple(tag for tag, old in former.items() if old is None or old.digest != record.digest)
+        for tag in changed:
+            self._remote.push_manifest(self._target, tag, descriptor, data)
         return Moved(
             name=self._target,
             version=number,
@@ -137,7 +136,6 @@ class Push:
         if self._remote.has_blob(self._target, blob):
             return
         self._store.blobs.copy(blob, None)
-        self._meter.expect(blob.size)
         with self._meter.blob(blob.size) as progress:
             self._remote.push_blob(self._target, blob, self._store.blobs.path(blob.digest), progress)
 

@@ -103,15 +103,12 @@ class Meter:
         self._total = 0
         self.moved = 0
 
-    def expect(self, size: int) -> None:
-        """Some more bytes have to move."""
-        self._total += size
-        self._watch(self._done, self._total)
-
     @contextmanager
     def blob(self, size: int) -> Iterator[Progress]:
-        """For one blob that was expected; what was there from an earlier attempt counts as done, but not as moved."""
+        """For one blob; what was there from an earlier attempt counts as done, but not as moved."""
         start = self._done
+        self._total += size
+        self._watch(start, self._total)
 
         def report(count: int) -> None:
             self.moved += count
