@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Final
 
@@ -27,6 +28,8 @@ PAGE_POLICY: Final = "; ".join(
 PICTURE_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; sandbox"
 """Of an SVG: matplotlib writes style attributes, and nothing else is needed."""
 
+_LOG = logging.getLogger(__name__)
+
 _HEADERS: Final = {
     "Content-Security-Policy": PAGE_POLICY,
     "X-Content-Type-Options": "nosniff",
@@ -39,7 +42,10 @@ _HEADERS: Final = {
 
 
 class ReadOnly:
-    """Answers GET and HEAD, and everything else with 405; adds the headers of security that a response has not set."""
+    """Answers GET and HEAD, and everything else with 405; adds the headers of security that a response has not set.
+
+    Errors of the program end here, in the log.
+    """
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str] = LOOPBACK) -> None:
         self._app = TrustedHostMiddleware(app, allowed_hosts=list(hosts), www_redirect=False)
@@ -66,4 +72,7 @@ class ReadOnly:
             refusal = PlainTextResponse("This page is read-only.\n", 405, {"Allow": "GET, HEAD"})
             await refusal(scope, receive, guarded)
             return
-        await self._app(scope, receive, guarded)
+        try:
+            await self._app(scope, receive, guarded)
+        except Exception:  # whoever asked has the answer already; raised further it would cut the connection
+            _LOG.exception("%r failed", scope["path"])
