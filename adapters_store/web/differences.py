@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import TYPE_CHECKING, Any
 
 from adapters_store.records import Record
@@ -17,8 +19,11 @@ if TYPE_CHECKING:
     from adapters_store.comparison import Difference
     from adapters_store.comparison.results import Angles, Distance
 
+MAX_WAITING = 16
+"""Comparisons under way; more are refused, so that other pages are served meanwhile."""
+
 _ONE_AT_A_TIME = Lock()
-"""Both adapters' tensors are in memory meanwhile."""
+_PLACES = BoundedSemaphore(MAX_WAITING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +48,13 @@ def compare(store: Store, a: Record, b: Record) -> Difference:
     Raises:
         StoreError: PyTorch is missing, or a blob is missing or damaged. AdapterError: a version is no sound adapter.
     """
-    with _ONE_AT_A_TIME:
+    with _turn():
         return _compared(store, (a.reference, b.reference), (a.digest, b.digest))
 
 
 def picture(store: Store, a: Record, b: Record) -> str:
     """Distances and angles by layer, as SVG. Raises what `compare` does, and StoreError without matplotlib."""
-    with _ONE_AT_A_TIME:
+    with _turn():
         return _drawn(store, (a.reference, b.reference), (a.digest, b.digest))
 
 
@@ -93,6 +98,18 @@ def view(difference: Difference) -> View:
             ),
         ),
     )
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    """One comparison at a time, because both adapters' tensors are in memory meanwhile."""
+    if not _PLACES.acquire(blocking=False):
+        raise StoreError(f"{MAX_WAITING} comparisons wait for each other already. Try again in a moment")
+    try:
+        with _ONE_AT_A_TIME:
+            yield
+    finally:
+        _PLACES.release()
 
 
 @lru_cache(maxsize=32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import select
 import signal
 import socket
@@ -11,8 +12,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import httpx
@@ -23,7 +25,7 @@ from page_server import served
 
 from adapters_store import Store
 from adapters_store.commands import store as group
-from adapters_store.web import selection
+from adapters_store.web import differences, selection
 from reft_plugins.errors import StoreError
 
 
@@ -239,3 +241,44 @@ def test_many_versions_of_one_name(
     assert difference.count("<option ") == 11 + 10
     assert '<option value="long@v1" selected>' in difference
     assert len(page.get("/api/adapters/long").json()["versions"]) == 60
+
+
+def test_what_the_policy_says_is_told(page: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def warned() -> str:
+        answer = page.get("/adapters/a@v1")
+        assert answer.status_code == 200
+        found = re.findall('class="note warning">([^<]*)<', answer.text)
+        return html.unescape(found[0]) if found else ""
+
+    assert warned() == ""
+    policy = tmp_path / "policy.toml"
+    monkeypatch.setenv("REFT_POLICY", str(policy))
+    for text, told in (
+        ('default = "refuse"', "does not admit this version"),
+        ('default = "allow"', ""),
+        ('[[rules]]\nnames = ["b"]\nallow_unsigned = true', "does not admit this version"),
+        ("default = 3", "policy.toml"),
+    ):
+        policy.write_text(text)
+        assert told in warned() if told else warned() == "", text
+    assert page.get("/diff?a=a@v1&b=a@v2").status_code == 200
+
+
+def test_comparisons_do_not_keep_other_pages_waiting(page: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> None:
+        started.set()
+        assert go_on.wait(60)
+        raise StoreError("slow")
+
+    monkeypatch.setattr(differences, "_compared", slow)
+    path = "/diff?a=a@v1&b=a@v2"
+    with ThreadPoolExecutor(2 * differences.MAX_WAITING) as pool:
+        answers = [pool.submit(page.get, path) for _ in range(2 * differences.MAX_WAITING)]
+        assert started.wait(30)
+        refused = [each.result() for each in islice(as_completed(answers, timeout=30), differences.MAX_WAITING)]
+        assert all("comparisons wait for each other" in _told(answer) for answer in refused)
+        assert page.get("/adapters/a").status_code == 200
+        go_on.set()
+        assert sum("slow" in _told(each.result()) for each in answers) == differences.MAX_WAITING
