@@ -28,7 +28,7 @@ def print_lineage(lineage: Lineage, children: bool) -> None:
     if lineage.same_data:
         out.print(plain(f"trained on the same data: {', '.join(lineage.same_data)}"))
     if lineage.truncated:
-        out.print(f"There is more: only the nearest {len(lineage.nodes)} adapters are shown")
+        out.print("There is more: what is nearest is shown")
     for problem in lineage.problems:
         out.print(plain(f"note: {problem}"))
 

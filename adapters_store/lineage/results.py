@@ -43,7 +43,7 @@ class Node:
     Attributes:
         key: identifies it in the graph: its digest, else the text that its child knows it by.
         kind: `version` where the store has it; `outside` for another library's files, which no store has; `missing`
-            for an adapter that is not in this store.
+            for an adapter that is not in this store, or cannot be read.
         digest: of the manifest `adapter.json`, of the foreign files, or what the child says.
         references: the versions that are this adapter, exact ones such as `name@v3`.
         tags: `name:tag` that point to them now.
@@ -91,7 +91,7 @@ class Lineage:
         reference: the exact reference that was asked for; root: its key.
         nodes: by distance from the root; edges: in the order of the children's manifests.
         same_data: exact references of other versions trained on the same data, None where nobody asked.
-        truncated: True where there is more, see `tracing.MAX_NODES`.
+        truncated: True where there are more nodes, or more of `same_data`, than `tracing.MAX_NODES`.
         problems: versions that could not be read, in sentences.
     """
 

@@ -60,12 +60,11 @@ def lineage(
     if same_data:
         twins = tuple(tracing.same_data(root))
     tracing.name_authors()
-    nodes, edges = tracing.nodes, tracing.edges
     return Lineage(
         record.reference,
         root,
-        tuple(nodes.values()),
-        tuple(edge for edge in edges if edge.child in nodes and edge.parent in nodes),
+        tuple(tracing.nodes.values()),
+        tuple(tracing.edges),
         twins,
         tracing.truncated,
         tuple(tracing.catalog.problems),
@@ -127,7 +126,10 @@ class _Tracing:
         if training is None:
             return
         own = set(self.nodes[root].references)
-        for record in self.catalog.mentioning(training.data_sha256):
+        for number, record in enumerate(self.catalog.mentioning(training.data_sha256)):
+            if number >= MAX_NODES:
+                self.truncated = True
+                return
             details = self._details(record)
             trained = None if details is None else details.manifest.training
             if trained is not None and trained.data_sha256 == training.data_sha256:

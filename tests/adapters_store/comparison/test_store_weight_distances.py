@@ -102,6 +102,9 @@ def test_scales_and_biases_are_compared_by_what_they_change(draw: Draw, program:
     other = WeightDelta(MODULE, input_scale=one.input_scale, output_scale=1 + draw(16))
     found = {each.name: each.relative for each in only_place(program(one), program(other)).distances}
     assert found == {"bias": 1, "input_scale": 0, "output_scale": 1}
+    slightly = 1e-3 * draw(WIDTH)
+    up, down = (program(WeightDelta(MODULE, input_scale=1 + sign * slightly)) for sign in (1, -1))
+    assert only_place(up, down).distance == pytest.approx(2, rel=1e-9), "opposite changes of weights that are alike"
 
 
 def test_what_needs_the_base_is_said(draw: Draw, program: Make) -> None:

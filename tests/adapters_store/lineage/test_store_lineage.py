@@ -128,14 +128,23 @@ def test_others_of_the_same_data(store: Store, publish: Publish) -> None:
     publish("second:latest", data=DATA)
     publish("other:latest", data=OTHER)
     publish("untrained:latest", ("composed", "by chance", DATA))
+    publish("other-too:latest", ("composed", "by chance", DATA), data=OTHER)
     found = lineage(store, "first:latest")
     assert found.same_data == ("second@v1",)
     training = found.nodes[0].training
     assert training is not None and (training.data_sha256, training.steps, training.seed) == (DATA, 40, 3)
     assert dict(training.metrics) == {"accuracy": 0.75}
-    assert lineage(store, "other:latest").same_data == ()
+    assert lineage(store, "other:latest").same_data == ("other-too@v1",)
     assert lineage(store, "untrained:latest").nodes[0].training is None
     assert lineage(store, "first:latest", same_data=False).same_data is None
+
+
+def test_a_crowd_of_the_same_data_is_cut(store: Store, publish: Publish, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "MAX_NODES", 3)
+    for _ in range(6):
+        publish("crowd", data=DATA)
+    found = lineage(store, "crowd@v1")
+    assert found.truncated and found.same_data is not None and 1 < len(found.same_data) < 5
 
 
 def test_circles_end(store: Store, publish: Publish) -> None:
@@ -221,9 +230,10 @@ def test_thousands_of_parents_take_no_minutes(store: Store, publish: Publish, mo
     for _ in range(20):
         publish("crowd")
     publish("child", *(("composed", "crowd:x", f"sha256:{number:064x}") for number in range(10_000)))
-    reads: list[str] = []
-    read = Blobs.read
-    monkeypatch.setattr(Blobs, "read", lambda self, what, limit: reads.append(what.digest) or read(self, what, limit))
+    asked: list[str | None] = []
+    find = catalog.Catalog.find
+    monkeypatch.setattr(
+        catalog.Catalog, "find", lambda self, digest, source: asked.append(digest) or find(self, digest, source)
+    )
     found = lineage(store, "child@v1")
-    assert found.truncated and len(found.nodes) == tracing.MAX_NODES
-    assert len(reads) < 100
+    assert found.truncated and len(found.nodes) == tracing.MAX_NODES == len(asked) + 1
