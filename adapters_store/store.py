@@ -31,8 +31,8 @@ from adapters_store.layout.history import (
 )
 from adapters_store.layout.index import Index
 from adapters_store.layout.ledger import ledger_of, replace_file
-from adapters_store.layout.locks import locked
-from adapters_store.layout.oci import CREATED, LAYOUT, Descriptor
+from adapters_store.layout.locks import locked, locked_alone, locked_shared
+from adapters_store.layout.oci import CREATED, LAYOUT, Descriptor, without_collecting
 from adapters_store.location import INDEX_FILE, LAYOUT_FILE, default_path, is_store
 from adapters_store.records import Collected, Details, Event, Record, Report
 from adapters_store.references import Reference, parse_tag
@@ -48,8 +48,10 @@ if TYPE_CHECKING:
 WRITER_LOCK = ".lock"
 CONTENT_LOCK = ".content-lock"
 """Shared by whoever adds content, exclusive for whoever removes it."""
+CONTENT_GATE = ".content-gate"
+"""Closed to those who are about to add content by whoever waits to remove some."""
 LEASES = "leases"
-_BEGUN = {"blobs", ".partial", INDEX_FILE, WRITER_LOCK, CONTENT_LOCK}
+_BEGUN = {"blobs", ".partial", INDEX_FILE, WRITER_LOCK, CONTENT_LOCK, CONTENT_GATE}
 """What an `init` that was interrupted may have left."""
 
 
@@ -265,7 +267,8 @@ class Store:
             for tags in (index.tags_by_digest(each),)
             for number in sorted(index.names[each].versions)
         )
-        return tuple(record for record in records if chosen.takes(record))
+        with without_collecting():
+            return tuple(record for record in records if chosen.takes(record))
 
     def find(self, reference: str) -> Record:
         """The record of one version; nothing but the index is read.
@@ -404,7 +407,7 @@ class Store:
         """
         marks = Marks(self.blobs)
         marks.prepare(self._index())
-        with locked(self.root / CONTENT_LOCK):
+        with self._alone():
             folded = dry_run or self._try_to_fold()
             collected = collection.collect(self.root, self._index(), marks, grace_seconds, dry_run)
             if not folded:  # there is room for it now
@@ -558,12 +561,15 @@ class Store:
         Raises:
             StoreError: when nothing can be written.
         """
-        with locked(self.root / CONTENT_LOCK), locked(self.root / WRITER_LOCK):
+        with self._alone(), locked(self.root / WRITER_LOCK):
             return recovery.recover(self.root)
 
     def writing(self) -> AbstractContextManager[None]:
         """While the context lasts, `gc` removes nothing. For whoever commits blobs that are referred to later."""
-        return locked(self.root / CONTENT_LOCK, shared=True)
+        return locked_shared(self.root / CONTENT_LOCK, self.root / CONTENT_GATE)
+
+    def _alone(self) -> AbstractContextManager[None]:
+        return locked_alone(self.root / CONTENT_LOCK, self.root / CONTENT_GATE)
 
     def _record_version(
         self,

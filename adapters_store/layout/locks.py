@@ -6,7 +6,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from adapters_store.layout.files import explained
@@ -14,6 +14,7 @@ from reft_plugins.errors import StoreError
 
 TIMEOUT_SECONDS = 60.0
 _POLL_SECONDS = 0.002
+_CLOSED_SECONDS = 1.0
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -27,9 +28,42 @@ def locked(path: Path, shared: bool = False, timeout: float = TIMEOUT_SECONDS) -
     with _opened(path) as descriptor:
         deadline = time.monotonic() + timeout
         while not _try(descriptor, shared):
-            if time.monotonic() >= deadline:
-                raise StoreError(f"{path.parent}: other processes kept it locked for {timeout:.0f} s. Try again")
-            time.sleep(_POLL_SECONDS)
+            _wait(path, deadline, timeout)
+        yield
+
+
+@contextmanager
+def locked_shared(path: Path, gate: Path) -> Iterator[None]:
+    """Hold a shared lock; who waits for the exclusive one in `locked_alone` goes first.
+
+    Raises:
+        StoreError: as `locked`.
+    """
+    with ExitStack() as locks:
+        with locked(gate, shared=True):
+            locks.enter_context(locked(path, shared=True))
+        yield
+
+
+@contextmanager
+def locked_alone(path: Path, gate: Path, timeout: float = TIMEOUT_SECONDS) -> Iterator[None]:
+    """Hold the exclusive lock, also where others share it so busily that it is never free: closes the gate to them.
+
+    Now and then the gate opens, because those that have passed may need to pass again before they are done.
+
+    Raises:
+        StoreError: as `locked`.
+    """
+    deadline = time.monotonic() + timeout
+    with _opened(path) as descriptor:
+        ours = False
+        while not ours:
+            with locked(gate, timeout=timeout):
+                closed_until = min(deadline, time.monotonic() + _CLOSED_SECONDS)
+                while not (ours := _try(descriptor, shared=False)) and time.monotonic() < closed_until:
+                    time.sleep(_POLL_SECONDS)
+            if not ours:
+                _wait(path, deadline, timeout)
         yield
 
 
@@ -52,6 +86,12 @@ def _opened(path: Path) -> Iterator[int]:
         if os.getpid() == owner:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
+
+
+def _wait(path: Path, deadline: float, timeout: float) -> None:
+    if time.monotonic() >= deadline:
+        raise StoreError(f"{path.parent}: other processes kept it locked for {timeout:.0f} s. Try again")
+    time.sleep(_POLL_SECONDS)
 
 
 def _try(descriptor: int, shared: bool) -> bool:

@@ -20,7 +20,6 @@ import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import crash_tasks
 import safetensors.numpy  # noqa: F401
@@ -28,6 +27,7 @@ from crash_journal import acknowledged
 
 from adapters_store import store as store_module
 from adapters_store.layout import ledger
+from adapters_store.layout.locks import locked
 from adapters_store.upkeep import collection
 from reft_plugins.plugins import manager
 
@@ -39,7 +39,7 @@ def write_in_pieces(descriptor: int, data: bytes) -> None:
     """As a slow disk does."""
     for start in range(0, len(data), PIECE):
         os.write(descriptor, data[start : start + PIECE])
-        time.sleep(0.0005)
+        time.sleep(0.001)
 
 
 def overwrite_index(path: Path, data: bytes, known: object = None) -> bool:
@@ -53,18 +53,13 @@ def overwrite_index(path: Path, data: bytes, known: object = None) -> bool:
 
 def be_careless(what: str | None) -> None:
     """Take one precaution away."""
-    locked = store_module.locked
     match what:
         case "index":
             ledger.replace_file = overwrite_index
         case "history":  # what a writer that died had begun stays
             os.ftruncate = lambda descriptor, length: None
         case "collector":  # `gc` does not wait for those that are adding
-
-            def collect_at_once(path: Path, shared: bool = False) -> Any:
-                return locked(path, shared) if shared or path.name != store_module.CONTENT_LOCK else nullcontext()
-
-            store_module.locked = collect_at_once
+            store_module.locked_alone = lambda path, gate: nullcontext()
         case "holds":  # `gc` does not ask who reads
             collection._held = lambda root: iter(())
 
@@ -105,7 +100,7 @@ def main() -> int:
         return fork(crash_tasks.write, root, options.adapter, options.scratch, next(seeds))
 
     def collector() -> int:
-        return fork(crash_tasks.collect, root, 0.3 if options.seldom else 0.03, next(seeds))
+        return fork(crash_tasks.collect, root, options.scratch, 0.3 if options.seldom else 0.03, next(seeds))
 
     readers = [
         *(fork(crash_tasks.look, root, stop, seed) for seed in range(2)),
@@ -115,7 +110,10 @@ def main() -> int:
     starts = [*[writer] * WRITERS, collector]
     mortals = [start() for start in starts]
     killed = failed = torn = 0
-    while not failed and (killed < options.kills or acknowledged(options.scratch) < options.kills):
+    while (
+        not failed
+        and min(killed, acknowledged(options.scratch), options.kills * holds(options.scratch)) < options.kills
+    ):
         time.sleep(rng.uniform(0.0, 0.05))
         slot = rng.randrange(len(mortals))
         os.kill(mortals[slot], signal.SIGKILL)
@@ -124,12 +122,12 @@ def main() -> int:
         failed += os.WIFEXITED(status)
         torn += slot < WRITERS and ends_torn(root)
         mortals[slot] = starts[slot]()
+        failed += sum(os.waitpid(child, os.WNOHANG)[0] != 0 for child in readers)
     for child in mortals:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     stop.touch()
-    failed += sum(os.waitpid(child, 0)[1] != 0 for child in readers)
-    holds = options.scratch / "holds"
+    failed += sum(exit_status(child) != 0 for child in readers)
     print(
         json.dumps(
             {
@@ -137,19 +135,32 @@ def main() -> int:
                 "failed": failed,
                 "torn": torn,
                 "acknowledged": acknowledged(options.scratch),
-                "holds": int(holds.read_text()) if holds.exists() else 0,
+                "holds": holds(options.scratch),
             }
         )
     )
     return 1 if failed else 0
 
 
-def ends_torn(root: Path) -> bool:
-    """Whether the last line of the history has no end now."""
+def exit_status(child: int) -> int:
+    """Of a child that ends, or was seen to have ended."""
     try:
-        return not (root / "history.jsonl").read_bytes().endswith(b"\n")
-    except FileNotFoundError:
-        return False
+        return os.waitpid(child, 0)[1]
+    except ChildProcessError:
+        return 1
+
+
+def holds(scratch: Path) -> int:
+    """How many folders outlived their version and two collections."""
+    path = scratch / "holds"
+    return path.stat().st_size if path.exists() else 0
+
+
+def ends_torn(root: Path) -> bool:
+    """Whether the last line of the history has no end, and nobody is writing one."""
+    path = root / "history.jsonl"
+    with locked(root / store_module.WRITER_LOCK):
+        return path.exists() and not path.read_bytes().endswith(b"\n")
 
 
 if __name__ == "__main__":

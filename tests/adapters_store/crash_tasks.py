@@ -103,12 +103,13 @@ def write(root: Path, adapter: Path, scratch: Path, seed: int) -> None:
     Writer(root, adapter, scratch, seed).run()
 
 
-def collect(root: Path, pause: float, seed: int) -> None:
-    """Removes garbage all the time, until killed."""
+def collect(root: Path, scratch: Path, pause: float, seed: int) -> None:
+    """Removes garbage all the time, until killed; says each time that it has."""
     rng = random.Random(seed)
     store = Store.open(root)
     while True:
         store.gc(grace_seconds=0.0)
+        (scratch / "collected").touch()
         time.sleep(rng.uniform(0.0, pause))
 
 
@@ -148,17 +149,24 @@ def remember(root: Path, stop: Path) -> None:
 
 def hold(root: Path, adapter: Path, scratch: Path, stop: Path) -> None:
     """Holds folders while their versions are removed and garbage is collected; notes how often."""
-    rng = random.Random(0)
     store = Store.open(root)
     count = 0
     while not stop.exists():
-        count += 1
         record = store.add(vary(adapter, scratch / "held", f"held/{count}"), "held")
         with store.hold(record.reference) as folder:
             store.remove(record.reference)
-            until = time.monotonic() + rng.uniform(0.0, 0.1)
-            while time.monotonic() < until:
+            collected, until = {_collected(scratch)}, time.monotonic() + 2.0
+            while len(collected) < 3 and time.monotonic() < until:
                 assert read_manifest(folder).notes == {"note": f"held/{count}"}
                 assert (folder / "adapter.safetensors").stat().st_size == read_manifest(folder).tensors.size
                 time.sleep(0.002)
-        (scratch / "holds").write_text(str(count))
+                collected.add(_collected(scratch))
+        count += 1
+        if len(collected) == 3:
+            with (scratch / "holds").open("a") as file:
+                file.write(".")
+
+
+def _collected(scratch: Path) -> int:
+    path = scratch / "collected"
+    return path.stat().st_mtime_ns if path.exists() else 0

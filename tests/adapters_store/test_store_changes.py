@@ -146,7 +146,7 @@ class TestCollecting:
         assert (done.blobs, done.checkouts, done.held) == (3, 1, 0)
 
     def test_it_waits_for_whoever_is_adding(self, filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("adapters_store.store.locked", _impatient)
+        monkeypatch.setattr("adapters_store.store.locked_alone", _impatient)
         with filled.writing(), pytest.raises(StoreError, match="locked"):
             filled.gc()
         filled.gc()
@@ -171,10 +171,10 @@ class TestCollecting:
         assert filled.gc(grace_seconds=0).blobs == 0
 
 
-def _impatient(path: Path, shared: bool = False) -> object:
-    from adapters_store.layout.locks import locked
+def _impatient(path: Path, gate: Path) -> object:
+    from adapters_store.layout.locks import locked_alone
 
-    return locked(path, shared, timeout=0.1)
+    return locked_alone(path, gate, timeout=0.1)
 
 
 def _manifests(store: Store) -> list[dict[str, object]]:

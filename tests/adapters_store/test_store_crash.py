@@ -34,7 +34,7 @@ def test_nothing_acknowledged_is_lost(
     print(happened)
     assert happened["failed"] == 0
     assert min(happened["killed"], happened["acknowledged"]) >= kills
-    assert happened["torn"] > 0, "no kill hit the middle of a line"
+    assert happened["torn"] > kills // 100, "hardly any kill hit the middle of a line"
     assert happened["holds"] > 0
 
     assert list(broken_promises(store, scratch)) == []
@@ -54,7 +54,7 @@ def test_nothing_acknowledged_is_lost(
 @pytest.mark.parametrize("what", ["index", "history", "collector", "holds"])
 def test_the_same_run_finds_a_careless_store_out(store: Store, adapters: list[Path], tmp_path: Path, what: str) -> None:
     scratch = tmp_path / "scratch"
-    result = _run(store, adapters[0], scratch, "--kills", "40", "--seed", "40", "--careless", what)
+    result = _run(store, adapters[0], scratch, "--kills", "150", "--seed", "40", "--careless", what)
     found = result.stderr
     if result.returncode == 0:
         found = "\n".join([*broken_promises(store, scratch), *map(str, store.verify().problems)])
