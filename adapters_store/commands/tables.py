@@ -14,6 +14,8 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from adapters_store.layout.oci import without_collecting
+
 if TYPE_CHECKING:
     from adapters_store.records import Details, Record
     from reft_plugins.manifest import Manifest
@@ -23,7 +25,7 @@ _PIPED_WIDTH = 10_000
 
 def print_records(records: Sequence[Record]) -> None:
     """A line per version."""
-    rows = [
+    rows = (
         (
             record.name,
             f"v{record.version}",
@@ -34,18 +36,18 @@ def print_records(records: Sequence[Record]) -> None:
             record.digest[:19],
         )
         for record in records
-    ]
+    )
     print_columns(("NAME", "VERSION", "TAGS", "METHOD", "BASE", "SIZE", "DIGEST"), rows, right=("SIZE",))
 
 
 def print_columns(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[str] = ()) -> None:
     """A table without lines, as wide as it has to be; rich takes minutes for as many rows as a store may have."""
-    table = [titles, *(tuple(map(printable, row)) for row in rows)]
+    with without_collecting():
+        table = [titles, *(tuple(map(printable, row)) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    align = [str.rjust if title in right else str.ljust for title in titles]
-    for row in table:
-        cells = (fit(cell, width) for fit, cell, width in zip(align, row, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
+    sides = [">" if title in right else "<" for title in titles]
+    line = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True)).format
+    click.echo("\n".join(line(*row).rstrip() for row in table))
 
 
 def print_details(details: Details) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
 from importlib import import_module
 
@@ -43,6 +45,7 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of `reft`: exit code 0 on success, 2 for wrong use, 1 for a failure with its reason in one line."""
+    atexit.register(_leave_at_once)
     try:
         _add_commands()
         cli.main(standalone_mode=True)
@@ -50,6 +53,12 @@ def main() -> None:
         reason = "".join(each if each.isprintable() else "?" for each in " ".join(str(error).split()))
         click.echo(f"reft: {reason}", err=True)  # which may quote a file that wants to talk to the terminal
         sys.exit(1)
+
+
+def _leave_at_once() -> None:
+    """What is left at the end, such as a large store's index, is not searched for garbage on the way out."""
+    if "torch" not in sys.modules:  # bindings that it brings complain of what is never freed
+        gc.freeze()
 
 
 def _add_commands() -> None:
