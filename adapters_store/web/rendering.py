@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections.abc import Mapping
 from functools import lru_cache
@@ -64,9 +63,7 @@ def _environment() -> Environment:
         finalize=_finalize,
     )
     environment.globals.update(address=address)
-    environment.filters.update(
-        size=decimal, number=number, day=_day, shortened=shortened, data=json.dumps, brief=_brief_digest
-    )
+    environment.filters.update(size=decimal, number=number, day=_day, shortened=shortened, brief=_brief_digest)
     return environment
 
 
