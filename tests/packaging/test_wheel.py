@@ -55,8 +55,15 @@ def test_wheel_holds_all_packages_and_no_tests(wheel) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info" not in name]
     tops = {name.split("/")[0] for name in names}
-    data = {name.rpartition("/")[2] for name in names if not name.endswith((".py", "py.typed"))}
-    assert {"prose.txt", "languages.txt", "report.html", "report.md"} <= data
+    folders = [ROOT / top if (ROOT / top).is_dir() else ROOT / "integrations" / top for top in tops]
+    data = {
+        str(path.relative_to(folder.parent))
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    assert {"prose.txt", "report.html", "style.css", "page.js"} <= {name.rpartition("/")[2] for name in data}
+    assert data <= set(names)
     assert tops == {"reft_plugins", "adapters_store", "reft_transformers", "reft_vllm", "reft_ollama"}
 
 
