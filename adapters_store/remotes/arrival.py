@@ -39,6 +39,7 @@ class Arrival:
         self._remote = remote
         self._name = name
         self._meter = meter
+        self._sound: set[tuple[str, int]] = set()
 
     def image(self, found: Descriptor) -> Descriptor:
         """Fetch all blobs of an adapter version; returns the descriptor of its image manifest.
@@ -109,7 +110,10 @@ class Arrival:
         return data
 
     def _fetch(self, descriptor: Descriptor) -> None:
-        if self._blobs.holds(descriptor):
+        key = (descriptor.digest, descriptor.size)
+        if key in self._sound and self._blobs.path(descriptor.digest).is_file():
             return
-        with self._meter.blob(descriptor.size) as progress:
-            receive(self._blobs, self._remote, self._name, descriptor, progress)
+        if not self._blobs.holds(descriptor):
+            with self._meter.blob(descriptor.size) as progress:
+                receive(self._blobs, self._remote, self._name, descriptor, progress)
+        self._sound.add(key)

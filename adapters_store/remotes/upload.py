@@ -41,6 +41,7 @@ class Upload:
         self._repository = repository
         self._url = url
         self._chunk = chunk
+        self._resumed = False
 
     def send(self, descriptor: Descriptor, path: Path, progress: Progress) -> None:
         """Upload a blob; it is there when this returns.
@@ -60,6 +61,7 @@ class Upload:
 
     def _send_once(self, descriptor: Descriptor, file: BinaryIO, progress: Progress) -> None:
         session = self._begin()
+        self._resumed = False
         if descriptor.size > self._chunk:
             chunked = self._send_chunks(session, descriptor, file, progress)
             if chunked is not None:
@@ -92,11 +94,12 @@ class Upload:
                 if state is None or failures > _ATTEMPTS_WITHOUT_PROGRESS or state[1] > descriptor.size:
                     raise
                 session, sent = state
+                self._resumed = True
                 continue
             if response.status_code not in (202, 201, 204):
                 if sent == 0 and response.status_code in (400, 404, 405, 415, 416, 501):
                     return None
-                raise refusal(self._repository, "take a part of a blob", response)
+                raise self._refused("take a part of a blob", response)
             session = self._next(response, session)
             sent += size
         return session
@@ -115,7 +118,12 @@ class Upload:
         data = body if body is not None and body.size else b""
         response = self._client.do_request(url, "PUT", data, _STREAM, once=True)  # type: ignore[arg-type]
         if response.status_code != 201:
-            raise refusal(self._repository, f"take the blob {descriptor.digest}", response)
+            raise self._refused(f"take the blob {descriptor.digest}", response)
+
+    def _refused(self, what: str, response: requests.Response) -> Exception:
+        """Registries may be in doubt about what arrived of an upload that broke; then it has to begin again."""
+        error = refusal(self._repository, what, response)
+        return requests.ConnectionError("an upload that had broken off was given up") if self._resumed else error
 
     def _next(self, response: requests.Response, url: str) -> str:
         location = response.headers.get("Location", "")

@@ -69,6 +69,8 @@ class CuttingProxy:
                 client.close()
                 continue
             self._connections += [client, server]
+            for each in (client, server):
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for number, (source, target) in enumerate(((client, server), (server, client))):
                 threading.Thread(target=self._pump, args=(number, source, target), daemon=True).start()
 

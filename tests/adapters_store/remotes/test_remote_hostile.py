@@ -569,6 +569,32 @@ def test_an_upload_goes_on_behind_what_arrived(store: Store, large_adapter: Path
     empty.shutdown()
 
 
+def test_an_upload_that_cannot_go_on_begins_again(store: Store, large_adapter: Path) -> None:
+    """The registry says where to go on, and then will not have it."""
+    store.add(large_adapter, "large:prod")
+    empty = StandIn()
+    steps: list[str] = []
+
+    def patch(handler: Handler) -> None:
+        steps.append(handler.what)
+        if len(steps) == 2:
+            handler.rfile.read(1000)
+            handler.close_connection = True
+        elif len(steps) == 3:
+            handler.answer(404)
+            handler.close_connection = True
+        else:
+            Handler._uploads(handler)
+
+    empty.worse["PATCH uploads"] = patch
+    push(store, "large", registry(empty, chunk=1 << 20))
+    first, *_ = steps
+    assert steps[:3] == [first] * 3
+    assert first not in steps[3:]
+    assert store.show("large:prod").image_manifest["layers"][0]["digest"] in empty.blobs
+    empty.shutdown()
+
+
 @pytest.mark.parametrize(
     ("kind", "answer"),
     [
