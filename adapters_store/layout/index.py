@@ -29,7 +29,7 @@ from adapters_store.layout.oci import (
     load_json,
     without_collecting,
 )
-from adapters_store.layout.plain import Plain, read_plain
+from adapters_store.layout.plain import Plain, read_plain, write_plain
 from adapters_store.references import Reference
 from reft_plugins.errors import StoreError, UnknownReferenceError
 
@@ -86,13 +86,18 @@ class Index:
             annotations[HISTORY_OFFSET] = str(offset)
         if highest:
             annotations[HIGHEST] = _compact(highest)
-        manifests = [
-            *(_with_name(entry, text) for text, entry in self._references()),
-            *(entry.to_data() for _, entries in sorted(self.attached.items()) for entry in entries),
-            *self.foreign,
-        ]
         document = {**self.fields, "schemaVersion": 2, "mediaType": INDEX_TYPE, "annotations": annotations}
-        return _compact(document | {"manifests": manifests}).encode()
+        parts = {key: _compact(value) for key, value in document.items()}
+        parts["manifests"] = f"[{','.join(self._manifests())}]"
+        return f"{{{','.join(f'{_compact(key)}:{parts[key]}' for key in sorted(parts))}}}".encode()
+
+    def _manifests(self) -> Iterable[str]:
+        quoted: dict[str, str] = {}
+        for text, entry in self._references():
+            yield write_plain(text, entry, quoted) or _compact(_with_name(entry, text))
+        for _, entries in sorted(self.attached.items()):
+            yield from (_compact(entry.to_data()) for entry in entries)
+        yield from map(_compact, self.foreign)
 
     def _references(self) -> Iterable[tuple[str, IndexEntry]]:
         for name, named in sorted(self.names.items()):

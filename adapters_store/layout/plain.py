@@ -1,7 +1,8 @@
 """Descriptors of versions and tags in exactly the form in which the store writes them, of which there may be 100,000.
 
 One pattern checks and reads such a descriptor at once, in a third of the time that JSON, the checks of descriptors and
-those of references take. Whatever has another form, or comes after one that has, is left to them.
+those of references take. Whatever has another form, or comes after one that has, is left to them. The form is that of
+`json.dumps(…, sort_keys=True, separators=(",", ":"))`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
+from json.encoder import encode_basestring_ascii
 from sys import intern
 from typing import Any, Final
 
@@ -19,7 +21,10 @@ from adapters_store.references import Reference
 
 _PLAIN_TEXT = r'"([^"\\\x00-\x1f]*+)"'
 _TEXT = r'"([^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+)"'
-_KEYS: Final = (CREATED, BASE, METHOD, METRICS, SIZE)
+_SHARED: Final = (BASE, METHOD, METRICS)
+"""Many versions have the same."""
+_KEYS: Final = (CREATED, *_SHARED, SIZE)
+_KNOWN_KEYS: Final = frozenset(_KEYS)
 
 
 def _optional(key: str, text: str) -> str:
@@ -81,6 +86,28 @@ def read_plain(text: bytes) -> Plain:
         found.count += 1
     found.rest = f"{document[: head.end()]}{document[end:]}".encode()
     return found
+
+
+def write_plain(reference: str, entry: IndexEntry, quoted: dict[str, str]) -> str | None:
+    """A descriptor in the form, or None where it has facts for which the form has no place.
+
+    Args:
+        reference: `name@vN` or `name:tag`, which becomes an annotation.
+        quoted: JSON of texts that were met before.
+    """
+    said = entry.annotations
+    if entry.others or entry.artifact_type != ARTIFACT_TYPE or not _KNOWN_KEYS.issuperset(said):
+        return None
+    for key in _SHARED:
+        if key in said and said[key] not in quoted:
+            quoted[said[key]] = encode_basestring_ascii(said[key])
+    created = f'"{CREATED}":{encode_basestring_ascii(said[CREATED])},' if CREATED in said else ""
+    shared = "".join([f',"{key}":{quoted[said[key]]}' for key in _SHARED if key in said])
+    size = f',"{SIZE}":{encode_basestring_ascii(said[SIZE])}' if SIZE in said else ""
+    return (
+        f'{{"annotations":{{{created}"{REF_NAME}":"{reference}"{shared}{size}}},"artifactType":"{ARTIFACT_TYPE}",'
+        f'"digest":"{entry.digest}","mediaType":"{MANIFEST_TYPE}","size":{entry.size}}}'
+    )
 
 
 class _Texts(dict[str | None, str | None]):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import random
 import re
+from dataclasses import replace
 
 import pytest
 
 from adapters_store.layout.entries import IndexEntry
 from adapters_store.layout.history import Attached, Change, Tagged, Versioned
 from adapters_store.layout.index import Index, _Reading
-from adapters_store.layout.oci import ARTIFACT_TYPE, BASE, CREATED, METHOD, METRICS, REF_NAME, SIZE, load_json
+from adapters_store.layout.oci import ARTIFACT_TYPE, BASE, CREATED, METHOD, METRICS, REF_NAME, SIZE, SUBJECT, load_json
 from adapters_store.layout.plain import Plain, read_plain
 from reft_plugins.errors import StoreError
 
@@ -57,7 +58,11 @@ def make_index(draw: random.Random, versions: int) -> Index:
         if draw.random() < 0.3:
             changes += [Tagged(name, draw.choice(["prod", "v1", "A.b-c"]), number // 3 + 1, digest)]
         if draw.random() < 0.1:
-            changes += [Attached(digest, IndexEntry(f"sha256:{draw.getrandbits(256):064x}", 7, "a/b").to_data())]
+            changes += [
+                Attached(
+                    digest, IndexEntry(f"sha256:{draw.getrandbits(256):064x}", 7, "a/b", {SUBJECT: digest}).to_data()
+                )
+            ]
     return Index().apply(changes)
 
 
@@ -102,6 +107,21 @@ def test_what_the_store_writes_is_read_the_short_way() -> None:
     assert outcome(short_way, text)[0]["team/task-0"][0] == {
         number: entry.to_data() for number, entry in index.names["team/task-0"].versions.items()
     }
+
+
+def test_it_is_written_as_json_writes_it() -> None:
+    draw = random.Random(2)
+    index = make_index(draw, 300)
+    foreign = {"mediaType": "a", "digest": "b:c", "size": 1, "annotations": {"manifests": "[]"}}
+    strange = IndexEntry("sha256:" + "0" * 64, 3, ARTIFACT_TYPE, {SIZE: "ä", "z": "z"}, {"others": [1]})
+    index = index.apply([Versioned("team/task-9", 1, strange.to_data())])
+    index = replace(index, foreign=(foreign,), fields={"x": {"manifests": []}, "annotations": {"ö": "ü"}, "zz": 1})
+    text = index.document(17)
+    document = json.loads(text)
+    assert text == json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+    assert len(document["manifests"]) > 300 and document["manifests"][-1] == foreign
+    assert outcome(long_way, text) == outcome(short_way, text)
+    assert outcome(long_way, text)[:3] == outcome(lambda _: index, b"")[:3]
 
 
 @pytest.mark.parametrize("seed", range(4))
