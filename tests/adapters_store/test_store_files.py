@@ -167,6 +167,21 @@ def test_usage_adds_up(store: Store, adapters: list[Path], tmp_path: Path) -> No
     assert usage(store).checkouts == Space()
 
 
+def test_what_another_program_put_there_is_no_garbage(store: Store, adapters: list[Path]) -> None:
+    store.add(adapters[0], "a:x")
+    before = usage(store)
+    manifest = b'{"schemaVersion":2,"layers":[]}'
+    digest = store.blobs.put(manifest)
+    assert usage(store).garbage.apparent == len(manifest)
+    index = json.loads((store.root / "index.json").read_text())
+    media_type = "application/vnd.oci.image.manifest.v1+json"
+    index["manifests"].append({"mediaType": media_type, "digest": digest, "size": len(manifest)})
+    (store.root / "index.json").write_text(json.dumps(index))
+    assert usage(store).garbage == Space()
+    assert usage(store).blobs.apparent == before.blobs.apparent + len(manifest)
+    assert usage(store).names == before.names
+
+
 def test_du_prints_it(store: Store, adapters: list[Path]) -> None:
     store.add(adapters[0], "a:x")
     store.add(adapters[0], "b:x")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from adapters_store import Store, pull_through
+from adapters_store.layout.locks import locked
 from adapters_store.looked_up import Answer, Memory
 from adapters_store.remotes.folder import Folder
 from adapters_store.remotes.remote import UnreachableError
@@ -216,6 +217,30 @@ def test_when_a_tag_follows(
     assert len(far.asked) == asked
 
 
+def test_a_tag_that_did_not_move_costs_one_question(far: Watched, configure: Any, adapters: list[Path]) -> None:
+    configure(FAR, refresh='"always"')
+    far.store.add(adapters[0], "sentiment:prod")
+    path = resolve("sentiment:prod")
+    for _ in range(3):
+        far.asked.clear()
+        assert resolve("sentiment:prod") == path
+        assert far.asked == ["sentiment:prod"]
+
+
+def test_nobody_waits_for_a_look_while_there_is_something_to_use(
+    far: Watched, configure: Any, adapters: list[Path], tmp_path: Path
+) -> None:
+    configure(FAR, refresh='"always"')
+    far.store.add(adapters[0], "sentiment:prod")
+    path = resolve("sentiment:prod")
+    far.store.add(adapters[1], "sentiment:prod")
+    asked = len(far.asked)
+    with locked(Memory(tmp_path / "near").lock_path("sentiment:prod")):
+        assert resolve("sentiment:prod") == path
+        assert len(far.asked) == asked
+    assert resolve("sentiment:prod") != path
+
+
 def test_a_tag_of_this_machine_alone_stays(far: Watched, configure: Any, adapters: list[Path], tmp_path: Path) -> None:
     Store.init(tmp_path / "near").add(adapters[0], "mine:x")
     configure(FAR, refresh="3600")
@@ -262,6 +287,7 @@ def test_many_at_once_pull_once(far: Watched, configure: Any, adapters: list[Pat
         thread.join()
     assert len(found) == 8 and len(set(found)) == 1
     assert far.blobs == 2
+    assert far.asked.count("sentiment:prod") == 1
 
 
 def test_many_at_once_ask_once_for_what_is_unknown(far: Watched, configure: Any, tmp_path: Path) -> None:
