@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export VLLM_CACHE_ROOT ?= $(CURDIR)/.cache/vllm
 
 # Programs that judge the store from outside: a registry, a reader of image layouts, a browser, a peer of the benchmark.
-PROGRAMS := docker-registry skopeo chromium git-lfs
+PROGRAMS := docker-registry skopeo chromium git-lfs zsh fish
 
 .PHONY: setup demo test test-long lint programs clean
 
