@@ -83,7 +83,7 @@ class HubClient:
 
     def file(self, commit: str, path: str) -> RepoFile | None:
         """What the Hub says about a file, None where there is no such file."""
-        from huggingface_hub import RepoFile
+        from huggingface_hub.hf_api import RepoFile
 
         with self._calling(f"look up {path}"):
             found = self.api.get_paths_info(self.repository, [path], revision=commit)
@@ -91,7 +91,7 @@ class HubClient:
 
     def files(self, commit: str, folder: str) -> list[str]:
         """Paths of all files below a folder; none where there is no such folder."""
-        from huggingface_hub import RepoFile
+        from huggingface_hub.hf_api import RepoFile
         from huggingface_hub.errors import EntryNotFoundError
 
         with self._calling(f"list {folder}"):
@@ -228,19 +228,20 @@ class _Bounded:
 @contextmanager
 def _quiet_and_patient() -> Iterator[None]:
     """No progress bars of the library's own; and a limit to its patience, where it has none."""
-    from huggingface_hub import get_session, utils
+    from huggingface_hub import utils
 
     loud = not utils.are_progress_bars_disabled()  # type: ignore[attr-defined]
-    session = get_session()
-    timeout = session.timeout
+    session = utils.get_session()  # type: ignore[attr-defined]
+    timeout = getattr(session, "timeout", None)  # before version 1.0 of the library there is none
     if loud:
         utils.disable_progress_bars()  # type: ignore[attr-defined]
-    if set(timeout.as_dict().values()) == {None}:
+    if timeout is not None and set(timeout.as_dict().values()) == {None}:
         session.timeout = TIMEOUT_SECONDS
     try:
         yield
     finally:
-        session.timeout = timeout
+        if timeout is not None:
+            session.timeout = timeout
         if loud:
             utils.enable_progress_bars()  # type: ignore[attr-defined]
 

@@ -111,7 +111,7 @@ class Hub:
         if identity in self.repositories:
             return JSONResponse({"error": "You already created this model repo", **url}, 409)
         self.repositories[identity] = Repository()
-        if wish.get("visibility") == "private":
+        if wish.get("visibility") == "private" or wish.get("private"):  # as newer and older clients say it
             self.private.add(identity)
         return JSONResponse(url)
 
