@@ -98,6 +98,11 @@ class Filter:
         """
         return cls(name, method, base, tag, tuple(map(MetricCondition.parse, metrics)))
 
+    @property
+    def takes_all(self) -> bool:
+        """Whether nothing is asked for."""
+        return (self.name, self.method, self.base, self.tag, self.metrics) == (None, None, None, None, ())
+
     def takes_name(self, name: str) -> bool:
         """Whether versions of a name can be meant at all."""
         return self.name is None or fnmatchcase(name, self.name)

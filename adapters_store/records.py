@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,9 +46,13 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        facts = {each.name: getattr(self, each.name) for each in fields(self)}
-        changed = {"tags": list(self.tags), "store": str(self.store), "metrics": dict(self.metrics)}
-        return {"reference": self.reference, **facts, **changed}
+        return {
+            "reference": self.reference,
+            **{name: getattr(self, name) for name in self.__slots__},
+            "tags": list(self.tags),
+            "store": str(self.store),
+            "metrics": dict(self.metrics),
+        }
 
 
 @dataclass(frozen=True, slots=True)

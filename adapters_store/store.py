@@ -268,7 +268,7 @@ class Store:
             for number in sorted(index.names[each].versions)
         )
         with without_collecting():
-            return tuple(record for record in records if chosen.takes(record))
+            return tuple(records if chosen.takes_all else filter(chosen.takes, records))
 
     def find(self, reference: str) -> Record:
         """The record of one version; nothing but the index is read.

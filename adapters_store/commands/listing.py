@@ -44,14 +44,16 @@ def ls(
             raise click.UsageError("--metric needs the adapters themselves. Pull them first")
         list_remote(name, Filter(method=method, base=base, tag=tag), plain_http, as_json)
         return
-    records = open_store(path).list(name, method=method, base=base, tag=tag, metrics=metrics)
-    if as_json:
-        lines = (json.dumps(record.to_dict()) for record in records)  # with an indent, json takes twice as long
-        click.echo("[\n" + ",\n".join(lines) + "\n]" if records else "[]")
-        return
     from adapters_store.commands.tables import print_records
+    from adapters_store.layout.oci import without_collecting
 
-    print_records(records)
+    with without_collecting():
+        records = open_store(path).list(name, method=method, base=base, tag=tag, metrics=metrics)
+        if as_json:
+            lines = (json.dumps(record.to_dict()) for record in records)  # with an indent, json takes twice as long
+            click.echo("[\n" + ",\n".join(lines) + "\n]" if records else "[]")
+        else:
+            print_records(records)
 
 
 @click.command("show")

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING
 
 import click
@@ -25,6 +26,7 @@ _PIPED_WIDTH = 10_000
 
 def print_records(records: Sequence[Record]) -> None:
     """A line per version."""
+    size_of = cache(decimal)  # adapters of one kind have one size
     rows = (
         (
             record.name,
@@ -32,7 +34,7 @@ def print_records(records: Sequence[Record]) -> None:
             ", ".join(record.tags),
             record.method,
             record.base or "unknown",
-            decimal(record.size),
+            size_of(record.size),
             record.digest[:19],
         )
         for record in records
@@ -43,7 +45,7 @@ def print_records(records: Sequence[Record]) -> None:
 def print_columns(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[str] = ()) -> None:
     """A table without lines, as wide as it has to be; rich takes minutes for as many rows as a store may have."""
     with without_collecting():
-        table = [titles, *(tuple(map(printable, row)) for row in rows)]
+        table = [titles, *(row if all(map(str.isprintable, row)) else tuple(map(printable, row)) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     sides = [">" if title in right else "<" for title in titles]
     line = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True)).format

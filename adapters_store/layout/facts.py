@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -44,10 +45,10 @@ def record_of(index: Index, blobs: Blobs, name: str, version: int, tags: dict[st
     )
 
 
-def _facts(blobs: Blobs, entry: IndexEntry) -> dict[str, str]:
+def _facts(blobs: Blobs, entry: IndexEntry) -> Mapping[str, str]:
     said = entry.annotations
     if METHOD in said and METRICS in said and _SIZE.fullmatch(said.get(SIZE, "")) and _metrics(said[METRICS]) != _WRONG:
-        return dict(said)
+        return said
     return _facts_inside(blobs.root, entry.digest, entry.size)
 
 
