@@ -14,6 +14,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from adapters_store.references import Reference
@@ -28,6 +29,8 @@ from reft_plugins.errors import StoreError
 
 __all__ = ["IncompleteTransferError", "Moved", "Transfer", "Watch", "connect", "copy", "names_of", "pull", "push"]
 
+_LIBRARIES = {"oci": "oras", "hf": "huggingface_hub"}
+
 
 def connect(address: Address | str, plain_http: bool = False) -> Remote | Store:
     """The remote, or other store, at an address. Nothing is asked of it yet.
@@ -36,11 +39,15 @@ def connect(address: Address | str, plain_http: bool = False) -> Remote | Store:
         plain_http: talk to a registry without encryption, which needs no asking only on this machine itself.
 
     Raises:
-        StoreError: when the address is malformed, or there is no store in the folder.
+        StoreError: when the address is malformed, there is no store in the folder, or a library is missing.
     """
     parsed = Address.parse(address) if isinstance(address, str) else address
     if parsed.scheme == "store":
         return Store.open(parsed.path)
+    if find_spec(_LIBRARIES[parsed.scheme]) is None:
+        raise StoreError(
+            f"{parsed}: needs {_LIBRARIES[parsed.scheme]}, which is not installed. pip install 'reft-plugins[store]'"
+        )
     if parsed.scheme == "hf":
         from adapters_store.remotes.hub import HubRemote
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,15 @@ def test_a_registry_that_is_not_there(store: Store, adapters: list[Path]) -> Non
         assert isinstance(result.exception, ReftError)
         assert "Connection refused" in str(result.exception)
         assert "try again" in str(result.exception)
+
+
+@pytest.mark.parametrize(("library", "address"), [("oras", "oci://host/team"), ("huggingface_hub", "hf://org/repo")])
+def test_without_its_library_the_error_says_what_to_install(
+    store: Store, monkeypatch: pytest.MonkeyPatch, library: str, address: str
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ReftError, match=rf"needs {library}, .* pip install 'reft-plugins\[store\]'"):
+        connect(address)
 
 
 @pytest.mark.parametrize(
