@@ -150,10 +150,26 @@ def test_a_push_between_look_and_tag_is_noticed(
     with pytest.raises(StoreError, match="somebody else changed the repository meanwhile"):
         push(store, "sentiment", connect(ADDRESS))
     repository = hub.repositories[REPOSITORY]
-    files = repository.commits[repository.tags["v1"]]
-    assert files["adapter.json"].content == (adapters[1] / "adapter.json").read_bytes()
+    for commit in (repository.tags["v1"], repository.branches["main"]):
+        content = repository.commits[commit]["adapter.json"].content
+        assert content == (adapters[1] / "adapter.json").read_bytes()
     with pytest.raises(VersionConflictError):
         push(store, "sentiment", connect(ADDRESS))
+
+
+def test_not_even_the_remote_itself_moves_a_version(hub: Hub, store: Store, adapters: list[Path]) -> None:
+    """What `push` checks first may have changed when the tag is written."""
+    store.add(adapters[0], "sentiment")
+    store.add(adapters[1], "sentiment")
+    push(store, "sentiment@v1", connect(ADDRESS))
+    before = dict(hub.repositories[REPOSITORY].tags)
+    remote, descriptor = HubRemote(REPOSITORY), store.descriptor("sentiment@v2")
+    image = ImageManifest.parse(store.blobs.read(descriptor, descriptor.size), "test")
+    for blob in (image.config, *image.layers):
+        remote.push_blob("sentiment", blob, store.blobs.path(blob.digest), lambda count: None)
+    with pytest.raises(VersionConflictError, match="versions never change"):
+        remote.push_manifest("sentiment", "v1", descriptor, image.to_json())
+    assert hub.repositories[REPOSITORY].tags == before
 
 
 def test_the_model_card_is_written_once(hub: Hub, store: Store, adapters: list[Path], tmp_path: Path) -> None:
