@@ -78,3 +78,22 @@ def test_death_at_every_step(tmp_path: Path, adapters: list[Path], verb: str) ->
     store.gc(grace_seconds=0)
     assert written(store) == state(store)
     assert store.verify().unreferenced == 0
+
+
+def test_an_answer_that_changes_nothing_is_durable_too(
+    tmp_path: Path, adapters: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer that made the change may have died before it was on disk."""
+    store = small_store(tmp_path / "store", adapters)
+    synchronised: list[str] = []
+    fsync = os.fsync
+
+    def traced(descriptor: int) -> None:
+        synchronised.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    size = (store.root / "history.jsonl").stat().st_size
+    monkeypatch.setattr(os, "fsync", traced)
+    store.tag("sentiment@v2", "latest")
+    assert (store.root / "history.jsonl").stat().st_size == size
+    assert str(store.root / "history.jsonl") in synchronised
