@@ -407,6 +407,35 @@ def test_attachments_that_are_not_what_they_should_be_do_not_spoil_the_version(
         pull(registry(stand_in), "sentiment:latest", other_store)
 
 
+def test_registries_that_know_referrers_get_no_tags_for_them(
+    stand_in: StandIn, store: Store, other_store: Store
+) -> None:
+    """The other half of what the real registry of the tests does not have."""
+    store.attach("sentiment@v2", SIGNATURE_TYPE, {"signature.json": ("application/json", b"{}")})
+    modern = StandIn()
+
+    def put(handler: Handler) -> None:
+        data = handler.body()
+        document = json.loads(data)
+        modern.put_manifest(data, handler.what)
+        if "subject" not in document:
+            handler.answer(201, Docker_Content_Digest=digest_of(data))
+            return
+        subject = document["subject"]["digest"]
+        found = {"mediaType": MANIFEST_TYPE, "artifactType": document["artifactType"]}
+        modern.referrers[subject] = [{**found, "digest": digest_of(data), "size": len(data)}]
+        handler.answer(201, OCI_Subject=subject)
+
+    modern.worse["PUT manifests"] = put
+    sent = push(store, "sentiment", registry(modern))
+    assert [len(each.attachments) for each in sent.versions] == [0, 1]
+    assert not [reference for reference in modern.manifests if reference.startswith("sha256-")]
+    assert [each.attachments for each in push(store, "sentiment", registry(modern)).versions] == [(), ()]
+    pull(registry(modern), "sentiment", other_store)
+    assert len(other_store.attachments("sentiment@v2")) == 1
+    modern.shutdown()
+
+
 def _attachment(
     server: StandIn, subject: str, name: str, content: bytes, there: bool = True, size: int | None = None
 ) -> dict[str, Any]:
