@@ -12,10 +12,10 @@ from adapters_store.layout.files import explained, unique_name
 from reft_plugins.errors import StoreError
 
 if TYPE_CHECKING:
-    from adapters_store.store import Store
+    from adapters_store.verbs.reading import Reading
 
 
-def copy_out(store: Store, reference: str, target: Path, unchecked: bool = False) -> Path:
+def copy_out(store: Reading, reference: str, target: Path, unchecked: bool = False) -> Path:
     """Copy a version's two files to a new folder, or one that is empty; verified, and there as a whole or not at all.
 
     Args:

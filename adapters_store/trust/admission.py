@@ -15,14 +15,14 @@ from adapters_store.trust.signing import judge, signatures
 from reft_plugins.errors import ReftError, StoreError, UntrustedError
 
 if TYPE_CHECKING:
-    from adapters_store.store import Store
+    from adapters_store.verbs.reading import Reading
 
 _REMEMBERED = 4096
 _admitted: OrderedDict[tuple[object, ...], None] = OrderedDict()
 _lock = Lock()
 
 
-def admit(store: Store, name: str, digest: str, files: Mapping[str, str], policy: Policy | None = None) -> None:
+def admit(store: Reading, name: str, digest: str, files: Mapping[str, str], policy: Policy | None = None) -> None:
     """Refuse a version that the policy does not admit; without a policy every version is admitted.
 
     What was admitted once is remembered by the digests of the version, the policy with its keys, and the signatures,
@@ -101,7 +101,7 @@ class Decision:
         return {**asdict(self), "admitted": self.admitted}
 
 
-def decisions(store: Store, policy: Policy | None, reference: str | None = None) -> Iterator[Decision]:
+def decisions(store: Reading, policy: Policy | None, reference: str | None = None) -> Iterator[Decision]:
     """What a policy says of one version, or of every version; without a policy it is admitted.
 
     Raises:

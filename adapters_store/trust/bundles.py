@@ -9,7 +9,6 @@ Source: OpenSSF model signing specification 1.0 (in-toto statement in a DSSE env
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -18,8 +17,8 @@ from typing import Any
 
 from adapters_store.limits import MAX_KEY_BYTES, MAX_SIGNATURE_BYTES
 from adapters_store.trust.keys import PublicKey, read_settings
+from reft_plugins import strict_json
 from reft_plugins.errors import StoreError
-from reft_plugins.manifest import unique_keys
 
 try:
     from model_signing import hashing, signing, verifying
@@ -122,9 +121,9 @@ def _claimed(bundle: bytes, keys: Iterable[PublicKey]) -> PublicKey:
     if len(bundle) > MAX_SIGNATURE_BYTES:
         raise StoreError(f"a bundle of {len(bundle)} bytes exceeds the limit of {MAX_SIGNATURE_BYTES}")
     try:
-        document: Any = json.loads(bundle, object_pairs_hook=unique_keys)
+        document: Any = strict_json.loads(bundle)
         hint = document["verificationMaterial"]["publicKey"]["hint"]
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise StoreError(f"damaged: not a sigstore bundle: {error}") from None
     except (KeyError, TypeError):
         raise StoreError("not a sigstore bundle that names the public key it was signed with") from None

@@ -20,6 +20,7 @@ from reft_plugins.errors import ReftError, StoreError
 if TYPE_CHECKING:
     from adapters_store.layout.attachments import Attachment
     from adapters_store.store import Store
+    from adapters_store.verbs.reading import Reading
 
 SIGNATURE_FILE: Final = "signature.json"
 
@@ -108,7 +109,7 @@ def sign(store: Store, reference: str, private_key: Path | str, password: str | 
     return store.attach(exact, SIGNATURE_TYPE, {SIGNATURE_FILE: (BUNDLE_TYPE, bundle)})
 
 
-def verify(store: Store, reference: str, keys: Iterable[PublicKey]) -> Verdict:
+def verify(store: Reading, reference: str, keys: Iterable[PublicKey]) -> Verdict:
     """Which of some keys signed a version. Every byte of it is read and verified, from the blobs and no checkout.
 
     Raises:
@@ -120,7 +121,7 @@ def verify(store: Store, reference: str, keys: Iterable[PublicKey]) -> Verdict:
     return replace(judge(store, exact, sound_files(store, exact), keys), reference=record.reference)
 
 
-def survey(store: Store, keys: Iterable[PublicKey]) -> Iterator[Verdict]:
+def survey(store: Reading, keys: Iterable[PublicKey]) -> Iterator[Verdict]:
     """Who signed each version. Tensors are not read: `Store.verify` does that, for all of them at once.
 
     A version whose manifests are damaged has one signature that does not count, which says so.
@@ -135,7 +136,7 @@ def survey(store: Store, keys: Iterable[PublicKey]) -> Iterator[Verdict]:
             yield Verdict(record.reference, record.digest, (Checked(record.digest, None, str(error)),))
 
 
-def judge(store: Store, reference: str, files: Mapping[str, str], keys: Iterable[PublicKey]) -> Verdict:
+def judge(store: Reading, reference: str, files: Mapping[str, str], keys: Iterable[PublicKey]) -> Verdict:
     """Which of some keys signed these files, by the signatures attached to a version.
 
     Args:
@@ -148,12 +149,12 @@ def judge(store: Store, reference: str, files: Mapping[str, str], keys: Iterable
     return Verdict(reference, store.descriptor(reference).digest, checked, len(found) - len(checked))
 
 
-def signatures(store: Store, reference: str) -> tuple[Attachment, ...]:
+def signatures(store: Reading, reference: str) -> tuple[Attachment, ...]:
     """The signatures a version carries, the oldest first, whatever they are worth."""
     return store.attachments(reference, SIGNATURE_TYPE)
 
 
-def sound_files(store: Store, reference: str) -> dict[str, str]:
+def sound_files(store: Reading, reference: str) -> dict[str, str]:
     """Digest by name of a version's files, each of which was read and verified now.
 
     Raises:
@@ -165,7 +166,7 @@ def sound_files(store: Store, reference: str) -> dict[str, str]:
     return {name: descriptor.digest for name, descriptor in contents.files.items()}
 
 
-def _check(store: Store, signature: Attachment, files: Mapping[str, str], keys: tuple[PublicKey, ...]) -> Checked:
+def _check(store: Reading, signature: Attachment, files: Mapping[str, str], keys: tuple[PublicKey, ...]) -> Checked:
     from adapters_store.trust.bundles import signer_of
 
     digest = signature.descriptor.digest

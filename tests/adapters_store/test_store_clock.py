@@ -35,9 +35,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
         def now(cls, tz: tzinfo | None = None) -> datetime:
             return datetime.fromtimestamp(real(), tz) + timedelta(seconds=offset)
 
-    import adapters_store.store as store_module
+    import adapters_store.verbs.writing as writing
 
-    for module in (history, collection, store_module):
+    for module in (history, collection, writing):
         monkeypatch.setattr(module, "datetime", Shifted)
     monkeypatch.setattr(time, "time", lambda: real() + offset)
 

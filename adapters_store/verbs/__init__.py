@@ -1,0 +1,1 @@
+"""The verbs of `Store`, by what they do to it."""
