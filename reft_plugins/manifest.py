@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from reft_plugins import limits
+from reft_plugins import limits, strict_json
 from reft_plugins.errors import AdapterError
 from reft_plugins.positions import Positions
 
@@ -151,10 +150,8 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
     if len(text) > MAX_MANIFEST_BYTES:
         raise AdapterError(f"{where}: a manifest of {len(text)} bytes exceeds the limit of {MAX_MANIFEST_BYTES}")
     try:
-        document = json.loads(
-            text, object_pairs_hook=unique_keys, parse_constant=finite_number, parse_float=finite_number
-        )
-    except (ValueError, RecursionError) as error:
+        document = strict_json.loads(text)
+    except ValueError as error:
         raise AdapterError(f"{where}: not a readable manifest: {error}") from None
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
@@ -199,27 +196,3 @@ def read_bounded(path: Path) -> bytes:
 def sha256(data: bytes) -> str:
     """Digest of some bytes in the form used throughout: `sha256:` and 64 hexadecimal digits."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-def finite_number(text: str) -> float:
-    """For `json.loads(..., parse_constant=finite_number, parse_float=finite_number)`: others become null in JSON.
-
-    Raises:
-        ValueError: on infinity and NaN, and on what is too large for a float.
-    """
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text[:80]} is not a finite number")
-    return number
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For `json.loads(..., object_pairs_hook=unique_keys)`: refuses an object that names a key twice.
-
-    Raises:
-        ValueError: naming the key.
-    """
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) != len(keys):
-        raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)!r}")
-    return dict(pairs)

@@ -7,13 +7,12 @@ with, any number of dimensions, and dimensions of any size where the tensor has 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from typing import Any, BinaryIO
 
+from reft_plugins import strict_json
 from reft_plugins.errors import AdapterError
 from reft_plugins.limits import DTYPES, MAX_DIMENSIONS, MAX_EMPTY_DIMENSION, MAX_HEADER_BYTES
-from reft_plugins.manifest import unique_keys
 
 _METADATA = "__metadata__"
 
@@ -36,8 +35,8 @@ def check_header(file: BinaryIO, where: str, dtypes: Collection[str] | None = DT
     if len(text) < length or not text:
         raise AdapterError(f"{where}: not a safetensors file: it ends within its header")
     try:
-        header = json.loads(text, object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
+        header = strict_json.loads(text)
+    except ValueError as error:
         raise AdapterError(f"{where}: not a safetensors file: its header: {error}") from None
     if not isinstance(header, dict):
         raise AdapterError(f"{where}: not a safetensors file: its header is no JSON object")

@@ -26,6 +26,7 @@ from adapters_store.layout.entries import check_entry
 from adapters_store.layout.files import explained, open_regular
 from adapters_store.layout.oci import MANIFEST_TYPE, load_json
 from adapters_store.references import Reference
+from reft_plugins import strict_json
 from reft_plugins.errors import StoreError
 
 HISTORY_FILE = "history.jsonl"
@@ -124,6 +125,10 @@ def encode(changes: Sequence[Change]) -> bytes:
     """
     entry = {"at": datetime.now(UTC).isoformat(), "by": author(), "changes": [asdict(each) for each in changes]}
     body = json.dumps(entry, separators=(",", ":"), allow_nan=False).encode()[:-1]
+    try:
+        strict_json.check_texts(body, entry)
+    except ValueError as error:
+        raise StoreError(f"a change that nobody could read again: {error}") from None
     line = body + _SEAL % zlib.crc32(body)
     if len(line) <= MAX_LINE_BYTES:
         return line
@@ -256,4 +261,4 @@ def _user_at_host() -> str:
 
 def author() -> str:
     """Who makes changes: `REFT_AUTHOR`, else `user@host`."""
-    return os.environ.get(AUTHOR_VARIABLE) or _user_at_host()
+    return (os.environ.get(AUTHOR_VARIABLE) or _user_at_host()).encode("utf-8", "replace").decode()

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapters_store import limits
+from reft_plugins import strict_json
 from reft_plugins.errors import StoreError
-from reft_plugins.manifest import finite_number, unique_keys
 
 MANIFEST_TYPE: Final = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE: Final = "application/vnd.oci.image.index.v1+json"
@@ -50,24 +50,16 @@ MAX_MANIFEST_BYTES = limits.MAX_MANIFEST_BYTES
 MAX_INDEX_BYTES = limits.MAX_INDEX_BYTES
 
 
-def one_of_each_key(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For `json.loads(..., object_pairs_hook=...)`: `reft_plugins.manifest.unique_keys`, for large documents."""
-    document = dict(pairs)
-    return document if len(document) == len(pairs) else unique_keys(pairs)
-
-
 def load_json(text: bytes, where: str) -> Any:
-    """Read JSON in which no object names a key twice and every number is finite.
+    """Read JSON that means one thing only; see `reft_plugins.strict_json`.
 
     Raises:
         StoreError: when it is not that.
     """
     try:
         with without_collecting():
-            return json.loads(
-                text, object_pairs_hook=one_of_each_key, parse_constant=finite_number, parse_float=finite_number
-            )
-    except (ValueError, RecursionError) as error:
+            return strict_json.loads(text)
+    except ValueError as error:
         raise StoreError(f"{where}: not readable JSON: {error}") from None
 
 

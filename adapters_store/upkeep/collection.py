@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -108,8 +109,9 @@ def _files(folder: Path) -> Iterator[_Candidate]:
     now = time.time()
     with explained("list", folder):
         for entry in os.scandir(folder):
-            status = entry.stat(follow_symlinks=False)
-            yield _Candidate(Path(entry.path), status.st_size, now - status.st_mtime)
+            with suppress(FileNotFoundError):  # what others finish or throw away meanwhile
+                status = entry.stat(follow_symlinks=False)
+                yield _Candidate(Path(entry.path), status.st_size, now - status.st_mtime)
 
 
 def _discard_folder(root: Path, path: Path) -> None:

@@ -89,7 +89,7 @@ def usage(store: Store) -> Usage:
     """
     users: dict[str, set[str]] = defaultdict(set)
     versions: dict[str, int] = defaultdict(int)
-    copies = 0
+    copies = own = 0
     for record in store.list():
         versions[record.name] += 1
         for digest, size in _contents(store, record):
@@ -103,9 +103,9 @@ def usage(store: Store) -> Usage:
             garbage += space
             continue
         used += space
+        own += space.apparent if digest in users else 0
         for name in users.get(digest, ()):
             of_names[name][len(users[digest]) > 1] += space
-    own = sum((store.blobs.path(digest).stat().st_size for digest in users), 0)
     total = sum((space for _, space in _files(store.root)), Space())
     checkouts = sum((space for _, space in _files(store.root / CHECKOUTS)), Space())
     partial = sum((space for _, space in _files(store.root / PARTIAL)), Space())
@@ -134,7 +134,7 @@ def _contents(store: Store, record: Record) -> Iterator[tuple[str, int]]:
 
 def _files(folder: Path) -> Iterator[tuple[Path, Space]]:
     """Every file below a folder with its space. Folders themselves are not counted."""
-    if not os.path.isdir(folder):
+    if not os.path.isdir(folder) or os.path.islink(folder):
         return
     with explained("list", folder):
         for entry in os.scandir(folder):

@@ -110,9 +110,10 @@ def main() -> int:
     starts = [*[writer] * WRITERS, collector]
     mortals = [start() for start in starts]
     killed = failed = torn = 0
-    while (
-        not failed
-        and min(killed, acknowledged(options.scratch), options.kills * holds(options.scratch)) < options.kills
+    while not failed and (
+        min(killed, acknowledged(options.scratch)) < options.kills
+        or torn <= options.kills // 100
+        or holds(options.scratch) == 0
     ):
         time.sleep(rng.uniform(0.0, 0.05))
         slot = rng.randrange(len(mortals))
