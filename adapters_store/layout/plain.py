@@ -77,7 +77,10 @@ def read_plain(text: bytes) -> Plain:
         key = int(number) if number else tag
         if key in place:
             break
-        said = created, known.texts[base], known.texts[method], known.texts[metrics], files
+        try:
+            said = created, known.texts[base], known.texts[method], known.texts[metrics], files
+        except UnicodeEncodeError:
+            break
         annotations = dict(zip(_KEYS, said, strict=True))
         if None in said:
             annotations = {key: each for key, each in annotations.items() if each is not None}
@@ -114,7 +117,10 @@ class _Texts(dict[str | None, str | None]):
     """What texts of JSON mean, each kept once."""
 
     def __missing__(self, text: str | None) -> str | None:
-        self[text] = intern(json.loads(f'"{text}"')) if text is not None else None
+        """Raises UnicodeEncodeError at halves of surrogate pairs, which are not Unicode."""
+        meant = json.loads(f'"{text}"') if text is not None else ""
+        meant.encode()
+        self[text] = intern(meant) if text is not None else None
         return self[text]
 
 

@@ -16,7 +16,7 @@ from adapters_store.layout.oci import ARTIFACT_TYPE, BASE, CREATED, METHOD, METR
 from adapters_store.layout.plain import Plain, read_plain
 from reft_plugins.errors import StoreError
 
-TEXTS = ["llama", "", 'a "quoted" \\ name', "größe", "\u2028\x7f", "line\nfeed\x00", "\ud800", '{"annotations":{"']
+TEXTS = ["llama", "", 'a "quoted" \\ name', "größe", "\u2028\x7f", "line\nfeed\x00", "\U0001f600", '{"annotations":{"']
 PIECES = [
     b'"',
     b"\\",
@@ -38,6 +38,7 @@ PIECES = [
     b'"extra":null,',
     b'"manifests":[],',
     b"\\u0061",
+    b"\\ud800",
     b"\\x",
     b"\n",
 ]
