@@ -22,7 +22,7 @@ from adapters_store.remotes.address import hub_name
 from adapters_store.remotes.hub_attachments import HubAttachments
 from adapters_store.remotes.hub_client import MAIN, HubClient, Refs
 from adapters_store.remotes.hub_publication import Publication
-from adapters_store.remotes.hub_snapshots import Snapshots
+from adapters_store.remotes.hub_snapshots import AT_ONCE, Snapshots
 from adapters_store.remotes.remote import LazyTags, Progress
 from reft_plugins.errors import StoreError
 from reft_plugins.manifest import TENSORS_FILE
@@ -59,7 +59,14 @@ class HubRemote:
         refs = self._client.refs()
         commits = _commits(refs) if refs is not None else {}
         shown = [tag for tag in commits if tag != MAIN] or list(commits)
-        return LazyTags(shown, lambda tag: self._snapshots.descriptor(commits[tag]))
+
+        def look_up(tag: str) -> Descriptor | None:
+            """Together with others that nobody has asked for yet, but who looks at one mostly looks at more."""
+            unread = [commit for commit in map(commits.__getitem__, shown) if not self._snapshots.known([commit])]
+            self._snapshots.read([commits[tag], *unread[: AT_ONCE - 1]])
+            return self._snapshots.descriptor(commits[tag])
+
+        return LazyTags(shown, look_up)
 
     def descriptor(self, name: str, reference: str) -> Descriptor | None:
         """See `Remote`. `main` is understood as a tag."""
@@ -84,10 +91,10 @@ class HubRemote:
             commit = self._snapshots.commit_of(reference, commits.values())
         else:
             commit = commits.get(reference)
-        found = None if commit is None else self._snapshots.at(commit)
-        if found is None:
+        document = None if commit is None else self._snapshots.document(commit)
+        if document is None:
             raise StoreError(f"{self.address}: has no {reference}. `reft store ls {self.address}` lists what it has")
-        return found.document
+        return document
 
     def has_blob(self, name: str, descriptor: Descriptor) -> bool:
         """See `Remote`: whether it was given here already; what the Hub has is not sent again by `push_blob`."""

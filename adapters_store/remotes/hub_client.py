@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -91,8 +92,8 @@ class HubClient:
 
     def files(self, commit: str, folder: str) -> list[str]:
         """Paths of all files below a folder; none where there is no such folder."""
-        from huggingface_hub.hf_api import RepoFile
         from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub.hf_api import RepoFile
 
         with self._calling(f"list {folder}"):
             try:
@@ -186,7 +187,7 @@ class HubClient:
 
         failed = f"{self.address}: cannot {action}"
         try:
-            with _quiet_and_patient():
+            with _MANNERS:
                 yield
         except ReftError:
             raise
@@ -223,6 +224,33 @@ class _Bounded:
             raise StoreError(f"{self.where}: cannot keep what arrives: {error.strerror}") from error
         self.progress(written)
         return written
+
+
+class _Manners:
+    """The library's own progress bars are off and its patience ends, while any thread of ours uses it.
+
+    Both are settings of the whole process there; the last thread to leave puts them back.
+    """
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._inside = 0
+        self._undo = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._mutex:
+            if self._inside == 0:
+                self._undo.enter_context(_quiet_and_patient())
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._mutex:
+            self._inside -= 1
+            if self._inside == 0:
+                self._undo.close()
+
+
+_MANNERS = _Manners()
 
 
 @contextmanager

@@ -15,7 +15,15 @@ from huggingface_hub import constants
 from adapters_store import Store
 from adapters_store.layout.oci import SIGNATURE_TYPE
 
+FOLDER = Path(__file__).parent
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The client of the Hub uploads in a way that its own HTTP library warns of."""
+    for item in items:
+        if item.path.is_relative_to(FOLDER):
+            item.add_marker(pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"))
 
 
 @pytest.fixture

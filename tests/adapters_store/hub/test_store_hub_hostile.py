@@ -14,7 +14,7 @@ from hub_stand_in import Hub
 
 from adapters_store import Store
 from adapters_store.remotes import hub_client
-from adapters_store.remotes.transfer import connect, pull, push
+from adapters_store.remotes.transfer import IncompleteTransferError, connect, pull, push
 from reft_plugins.errors import StoreError
 from reft_plugins.manifest import MAX_MANIFEST_BYTES
 
@@ -141,4 +141,16 @@ def test_paths_in_names_stay_where_they_are(hub: Hub, full_store: Store, other_s
     pull(connect(ADDRESS), "sentiment@v2", other_store)
     assert len(other_store.attachments("sentiment@v2")) == 1
     assert {path for path in tmp_path.rglob("*") if "other-store" not in path.parts} == before
+    assert other_store.verify().ok
+
+
+def test_one_broken_version_keeps_no_other_from_arriving(hub: Hub, three_versions: Store, other_store: Store) -> None:
+    push(three_versions, "sentiment", connect(ADDRESS))
+    repository = hub.repositories[REPOSITORY]
+    files = repository.commits[repository.tags["v2"]]
+    files["adapter.json"] = replace(files["adapter.json"], content=b"<html>")
+    with pytest.raises(IncompleteTransferError, match="1 refused, 2 complete") as caught:
+        pull(connect(ADDRESS), "sentiment", other_store)
+    assert "not a readable manifest" in str(caught.value)
+    assert [record.reference for record in other_store.list()] == ["sentiment@v1", "sentiment@v3"]
     assert other_store.verify().ok

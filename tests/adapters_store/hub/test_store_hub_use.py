@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
-from hub_stand_in import TOKEN, Hub
+from adapter_variants import vary
+from fastapi import Response
+from hub_stand_in import TOKEN, Call, Hub
+from huggingface_hub.utils import are_progress_bars_disabled, get_session
 
 from adapters_store import Store
 from adapters_store.remotes.transfer import connect, push
@@ -62,3 +67,40 @@ def test_the_commands(hub: Hub, three_versions: Store, tmp_path: Path) -> None:
         ("sentiment@v2", three_versions.find("sentiment@v2").digest)
     ]
     assert not (tmp_path / "hf-home" / "hub").exists()
+
+
+def test_many_versions_are_looked_at_together(
+    hub: Hub, store: Store, adapters: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small file per version tells what it is: each is read once, several at a time."""
+    for number in range(20):
+        store.add(vary(adapters[0], tmp_path / str(number), str(number)), "sentiment")
+    push(store, "sentiment", connect(ADDRESS))
+    mutex, now, most = threading.Lock(), 0, 0
+    carry_out = hub._carry_out
+
+    def counted(call: Call, parts: list[str]) -> Response:
+        nonlocal now, most
+        with mutex:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.01)
+        with mutex:
+            now -= 1
+        return carry_out(call, parts)
+
+    monkeypatch.setattr(hub, "_carry_out", counted)
+    hub.calls.clear()
+    found = {tag: descriptor.digest for tag, descriptor in connect(ADDRESS).tags("sentiment").items()}
+    assert found == {f"v{record.version}": record.digest for record in store.list()}
+    read = [call.path for call in hub.calls if call.path.endswith("/adapter.json")]
+    assert len(read) == len(set(read)) == 20
+    assert 2 <= most <= 8
+
+    hub.calls.clear()
+    store.add(vary(adapters[0], tmp_path / "new", "new"), "sentiment")
+    push(store, "sentiment@v21", connect(ADDRESS))
+    read = [call.path for call in hub.calls if call.path.endswith("/adapter.json")]
+    assert len(read) == len(set(read)) <= 21
+    assert not are_progress_bars_disabled()
+    assert get_session().timeout.read is None
