@@ -33,9 +33,10 @@ SECONDS_BEHIND = 60.0
 
 _APPEND = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 _KEPT_LEDGERS = 4
-_ATTEMPTS = 5
+_ATTEMPTS = 6
 """Other programs write `index.json` in place, so that it may be met half written."""
 _BETWEEN_ATTEMPTS = 0.01
+_RECENT_SECONDS = 1.0
 _TICK = 0.02
 """Seconds; file systems tell times that lie further apart from each other."""
 
@@ -78,10 +79,10 @@ class Ledger:
                         self._load(*stamps)
                     break
                 except StoreError:
-                    time.sleep(attempt * _BETWEEN_ATTEMPTS)
                     now = _stamp(self.index_path), _stamp(self.history_path)
-                    if attempt + 1 == _ATTEMPTS or (attempt and stamps == now):
+                    if attempt + 1 == _ATTEMPTS or (now == stamps and not any(map(_is_recent, now))):
                         raise
+                    time.sleep(attempt * _BETWEEN_ATTEMPTS)
             for problem in self._index.problems:
                 raise StoreError(f"{self.index_path}: {problem}. `reft store verify` lists everything that is wrong")
             return self._index
@@ -292,3 +293,7 @@ def _stamp(path: Path) -> Stamp:
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _is_recent(stamp: Stamp) -> bool:
+    return stamp is not None and abs(time.time() - stamp[1] / 1e9) < _RECENT_SECONDS

@@ -24,6 +24,14 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 
 @pytest.fixture
+def two_versions(store: Store, adapters: list[Path]) -> Store:
+    """A store with `sentiment` in two versions; `latest` is the second."""
+    store.add(adapters[0], "sentiment:latest")
+    store.add(adapters[1], "sentiment:latest")
+    return store
+
+
+@pytest.fixture
 def blob(store: Store) -> Callable[[str, str], Path]:
     """The blob of a version's `manifest`, `config` or `tensors`."""
 
