@@ -7,6 +7,7 @@ from importlib import import_module
 
 from adapters_store.configuration import Configuration, configuration, location
 from adapters_store.location import VARIABLE, default_path, is_store
+from adapters_store.wording import counted
 from reft_plugins.diagnosis import Finding, Report
 from reft_plugins.errors import StoreError
 
@@ -42,7 +43,9 @@ def _policy() -> Finding:
     if policy is None:
         return Finding("trust policy", "ok", "none: unsigned adapters are accepted")
     others = "refused" if policy.default.verdict == "refuse" else "accepted"
-    return Finding("trust policy", "ok", f"{policy.path}: {len(policy.rules)} rules; other names are {others}")
+    return Finding(
+        "trust policy", "ok", f"{policy.path}: {counted(len(policy.rules), 'rule')}; other names are {others}"
+    )
 
 
 def _remotes(found: Configuration) -> str:

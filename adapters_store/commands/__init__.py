@@ -32,8 +32,8 @@ def store() -> None:
     ~/.config/reft/config.toml, or the file that REFT_CONFIG names:
       [store]
       path = "~/adapters"
-      remotes = ["oci://registry.example/team"]   where to look for what is missing
-      refresh = 300                               seconds after which a tag is looked up there again
+      remotes = ["oci://registry.example/team"]   # where runtimes look for what is missing
+      refresh = 300                               # seconds after which a tag is looked up there again
       [trust]
       policy = "policy.toml"
 

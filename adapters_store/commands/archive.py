@@ -9,6 +9,7 @@ import click
 
 from adapters_store.commands.completion import references as complete
 from adapters_store.commands.options import open_store, plain_name, print_record, references, store_options
+from adapters_store.wording import counted
 
 
 @click.command("export")
@@ -36,7 +37,8 @@ def export(file: Path, refs: tuple[str, ...], everything: bool, force: bool, pat
         return
     for record in written.records:
         print_record(record, "exported", as_json)
-    click.echo(f"{len(written.records)} versions, {written.attachments} attachments: {file}, {written.size} bytes")
+    what = f"{counted(len(written.records), 'version')}, {counted(written.attachments, 'attachment')}"
+    click.echo(f"{what}: {file}, {counted(written.size, 'byte')}")
 
 
 @click.command("import")
@@ -64,7 +66,7 @@ def import_(
         return
     for record in found.records:
         print_record(record, "imported" if record.added else "already there:", as_json)
-    click.echo(f"{len(found.records)} versions, {found.attachments} attachments")
+    click.echo(f"{counted(len(found.records), 'version')}, {counted(found.attachments, 'attachment')}")
 
 
 COMMANDS = (export, import_)

@@ -33,7 +33,7 @@ def attach(ref: str, file: Path, path: Path | None, as_json: bool) -> None:
     store = open_store(path)
     attachment = attach_certificate(store, ref, file)
     if as_json:
-        click.echo(json.dumps(attachment.to_dict(), indent=2))
+        click.echo(json.dumps({"reference": store.find(ref).reference, **attachment.to_dict()}, indent=2))
         return
     click.echo(f"attached to {store.find(ref).reference}: {attachment.artifact_type}  {attachment.descriptor.digest}")
 

@@ -15,7 +15,11 @@ from adapters_store.commands.options import open_store, reference, store_options
 
 def _source(ctx: click.Context, param: click.Parameter, value: str) -> str:
     """A folder, or a reference."""
-    return value if os.path.isdir(value) else reference(ctx, param, value)
+    if os.path.isdir(value):
+        return value
+    if value.startswith(("/", ".", "~")):
+        raise click.BadParameter(f"{value!r}: there is no such folder")
+    return reference(ctx, param, value)
 
 
 @click.command("diff")

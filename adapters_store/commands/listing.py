@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from adapters_store.commands.completion import references
 from adapters_store.commands.options import open_store, reference, store_options
 from adapters_store.commands.remote import is_remote, list_remote
+from reft_plugins.errors import StoreError
+
+if TYPE_CHECKING:
+    from adapters_store.store import Store
+
+_LISTED = 12
+
+
+def _conditions(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    from adapters_store.filters import MetricCondition
+
+    try:
+        for text in values:
+            MetricCondition.parse(text)
+    except StoreError as error:
+        raise click.BadParameter(str(error)) from None
+    return values
 
 
 @click.command("ls")
@@ -17,7 +36,13 @@ from adapters_store.commands.remote import is_remote, list_remote
 @click.option("--method", help="Only versions of this method.")
 @click.option("--base", help="Only versions for this base model; a pattern such as 'meta-llama/*'.")
 @click.option("--tag", help="Only versions to which this tag points.")
-@click.option("--metric", "metrics", multiple=True, help="Such as 'accuracy>=0.9'; may be given several times.")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    callback=_conditions,
+    help="Such as 'accuracy>=0.9'; may be given several times.",
+)
 @click.option("--plain-http", is_flag=True, help="Talk to a registry without encryption.")
 @store_options
 def ls(
@@ -47,13 +72,37 @@ def ls(
     from adapters_store.commands.tables import print_records
     from adapters_store.layout.oci import without_collecting
 
+    store = open_store(path)
     with without_collecting():
-        records = open_store(path).list(name, method=method, base=base, tag=tag, metrics=metrics)
+        records = store.list(name, method=method, base=base, tag=tag, metrics=metrics)
         if as_json:
             lines = (json.dumps(record.to_dict()) for record in records)  # with an indent, json takes twice as long
             click.echo("[\n" + ",\n".join(lines) + "\n]" if records else "[]")
         else:
             print_records(records)
+    if not records:
+        click.echo(f"reft: {_why_nothing(store, name, metrics)}", err=True)
+
+
+def _why_nothing(store: Store, name: str | None, metrics: Sequence[str]) -> str:
+    """What somebody who expected something may have mistaken."""
+    from adapters_store.filters import Filter
+
+    everything = store.list()
+    if not everything:
+        return f"{store.root}: no versions yet. Put one there with `reft store add DIR NAME:TAG`, or pull one"
+    names = {record.name for record in everything}
+    if name is not None and not any(map(Filter(name).takes_name, names)):
+        return f"no adapter is called {name!r}. There are: {_some(names)}"
+    known = {metric for record in everything for metric in record.metrics}
+    for condition in Filter.of(None, None, None, None, metrics).metrics:
+        if condition.name not in known:
+            return f"no version has a metric {condition.name!r}. There are: {_some(known) or 'none'}"
+    return f"no version is like that; the store has {len(everything)}"
+
+
+def _some(texts: Collection[str]) -> str:
+    return ", ".join(sorted(texts)[:_LISTED]) + (f" and {len(texts) - _LISTED} more" if len(texts) > _LISTED else "")
 
 
 @click.command("show")

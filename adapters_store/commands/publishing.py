@@ -64,8 +64,14 @@ def tag(ref: str, new_tag: str, path: Path | None, as_json: bool) -> None:
     print_record(open_store(path).tag(ref, new_tag), "tagged", as_json)
 
 
+def _with_tag(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if Reference.parse(reference(ctx, param, value)).tag is None:
+        raise click.BadParameter(f"{value!r} names no tag. Write NAME:TAG")
+    return value
+
+
 @click.command("untag")
-@click.argument("ref", metavar="NAME:TAG", callback=reference, shell_complete=references)
+@click.argument("ref", metavar="NAME:TAG", callback=_with_tag, shell_complete=references)
 @store_options
 def untag(ref: str, path: Path | None, as_json: bool) -> None:
     """Remove a tag; the version it pointed to stays.

@@ -14,7 +14,8 @@ from adapters_store.commands.completion import references as complete
 from adapters_store.commands.options import Function, open_store, plain_name, references, store_options
 from adapters_store.references import Reference
 from adapters_store.remotes.address import Address, locate
-from reft_plugins.errors import StoreError
+from adapters_store.wording import counted
+from reft_plugins.errors import ReftError, StoreError
 
 if TYPE_CHECKING:
     from adapters_store.filters import Filter
@@ -45,8 +46,15 @@ def _target(ctx: click.Context, param: click.Parameter, value: str) -> Address:
     return _address(value)
 
 
+def _sent(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        if "://" in value:
+            raise click.BadParameter(f"{value!r} is an address. REMOTE comes last, behind the references")
+    return references(ctx, param, values)
+
+
 @click.command("push")
-@click.argument("refs", metavar="[REF]...", nargs=-1, callback=references, shell_complete=complete)
+@click.argument("refs", metavar="[REF]...", nargs=-1, callback=_sent, shell_complete=complete)
 @click.argument("address", metavar="REMOTE", callback=_target)
 @_ALL
 @transfer_options
@@ -171,7 +179,7 @@ def list_remote(text: str, chosen: Filter, plain_http: bool, as_json: bool) -> N
 
 def _check_chosen(refs: Sequence[str], everything: bool, name: str | None) -> None:
     if everything == bool(refs):
-        raise click.UsageError("name what is meant, or say --all")
+        raise click.UsageError("say --all or name versions, not both" if refs else "name versions, or say --all")
     if name is not None and (everything or len({Reference.parse(each).name for each in refs}) > 1):
         raise click.UsageError("--as needs versions of a single name")
 
@@ -184,6 +192,10 @@ def _located(text: str, refs: tuple[str, ...], everything: bool, name: str | Non
             address, reference = locate(text)
             refs = (str(reference),)
     except StoreError as error:
+        if Reference.try_parse(text) is not None:
+            raise click.UsageError(
+                f"{text!r} says no remote. Write it in front, as in oci://HOST/PREFIX {text}"
+            ) from None
         raise click.BadParameter(str(error)) from None
     _check_chosen(refs, everything, name)
     return address, refs
@@ -196,7 +208,7 @@ def _run(chosen: Sequence[str], doing: str, done: str, as_json: bool, move: Call
     from adapters_store.remotes.transfer import IncompleteTransferError
 
     transfers: list[Transfer] = []
-    errors: list[StoreError] = []
+    errors: list[ReftError] = []
     for each in chosen:
         try:
             with progress_bar(f"{doing} {each}") as watch:
@@ -204,7 +216,7 @@ def _run(chosen: Sequence[str], doing: str, done: str, as_json: bool, move: Call
         except IncompleteTransferError as error:
             transfers.append(error.transfer)
             errors += error.errors
-        except StoreError as error:
+        except ReftError as error:
             errors.append(error)
             if isinstance(error, UnreachableError):
                 break
@@ -227,13 +239,13 @@ def _print(transfer: Transfer, done: str) -> None:
         click.echo(f"reft: warning: {sentence}", err=True)
     new = sum(each.new for each in transfer.versions)
     click.echo(
-        f"{transfer.target}: {len(transfer.versions)} versions, {new} of them new, {decimal(transfer.bytes)} {done}"
+        f"{transfer.target}: {counted(len(transfer.versions), 'version')}, {new} new, {decimal(transfer.bytes)} {done}"
     )
 
 
 def _tags(moved: Moved) -> str:
     tags = [f"{tag}, before {moved.replaced[tag]}" if tag in moved.replaced else tag for tag in moved.tags]
-    attached = [f"{len(moved.attachments)} attachments"] if moved.attachments else []
+    attached = [counted(len(moved.attachments), "attachment")] if moved.attachments else []
     return f"  ({'; '.join([*tags, *attached])})" if tags or attached else ""
 
 

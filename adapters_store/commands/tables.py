@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adapters_store.layout.oci import without_collecting
+from adapters_store.wording import counted
 
 if TYPE_CHECKING:
     from adapters_store.records import Details, Record
@@ -78,7 +79,10 @@ def print_details(details: Details) -> None:
     ):
         if value:
             table.add_row(plain(label), plain(value))
-    console().print(table)
+    screen = console()
+    with screen.capture() as printed:
+        screen.print(table)
+    click.echo("\n".join(map(str.rstrip, printed.get().splitlines())))
 
 
 @contextmanager
@@ -125,8 +129,8 @@ def _program(manifest: Manifest) -> str:
     program = manifest.program
     positions = ", ".join(map(str, manifest.positions()))
     parts = (
-        f"{len(program.edits)} edits at {positions}" if program.edits else "",
-        f"{len(program.weight_deltas)} weight deltas" if program.weight_deltas else "",
+        f"{counted(len(program.edits), 'edit')} at {positions}" if program.edits else "",
+        counted(len(program.weight_deltas), "weight delta") if program.weight_deltas else "",
         *program.other_nodes,
     )
     return "; ".join(filter(None, parts))

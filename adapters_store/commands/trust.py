@@ -11,6 +11,7 @@ import click
 
 from adapters_store.commands.completion import references
 from adapters_store.commands.options import open_store, optional_reference, reference, store_options
+from adapters_store.wording import counted
 
 PASSWORD = "REFT_KEY_PASSWORD"
 _password = click.option(
@@ -95,7 +96,8 @@ def check(ref: str | None, path: Path | None, as_json: bool) -> None:
             f"policy {found.path}" if found else "no policy: set REFT_POLICY, or policy in [trust] of the configuration"
         )
         refused = sum(not each.admitted for each in decided)
-        click.echo(f"{len(decided) - refused} versions admitted, {refused} refused by {held}" if found else held)
+        admitted = counted(len(decided) - refused, "version")
+        click.echo(f"{admitted} admitted, {refused} refused by {held}" if found else held)
     sys.exit(0 if all(each.admitted for each in decided) else 1)
 
 

@@ -10,6 +10,7 @@ import click
 
 from adapters_store.commands.completion import references
 from adapters_store.commands.options import open_store, optional_reference, store_options
+from adapters_store.wording import counted
 
 
 @click.command("verify")
@@ -52,9 +53,9 @@ def gc(grace: float, dry_run: bool, path: Path | None, as_json: bool) -> None:
         click.echo(json.dumps(found.to_dict(), indent=2))
         return
     click.echo(
-        f"{'would remove' if dry_run else 'removed'} {found.blobs} blobs ({decimal(found.bytes)}), "
-        f"{found.checkouts} checked-out folders, {found.partial} unfinished files; "
-        f"kept {found.kept} young blobs and {found.held} folders that are being read"
+        f"{'would remove' if dry_run else 'removed'} {counted(found.blobs, 'blob')} ({decimal(found.bytes)}), "
+        f"{counted(found.checkouts, 'checked-out folder')}, {counted(found.partial, 'unfinished file')}; kept "
+        f"{counted(found.kept, 'young blob')} and {counted(found.held, 'folder')} that somebody reads"
     )
 
 
@@ -71,7 +72,7 @@ def recover(path: Path | None, as_json: bool) -> None:
         return
     for problem in problems:
         click.echo(problem)
-    click.echo(f"the index is whole again; {len(problems)} problem(s) were found")
+    click.echo(f"the index is whole{' again' if problems else ''}; {counted(len(problems), 'problem')} found")
 
 
 COMMANDS = (verify, gc, recover)

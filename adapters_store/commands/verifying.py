@@ -12,6 +12,7 @@ import click
 from adapters_store.commands.tables import printable, progress_bar
 from adapters_store.trust.keys import read_public_keys
 from adapters_store.trust.signing import Verdict, signatures, sound_files, survey, verify
+from adapters_store.wording import counted
 
 if TYPE_CHECKING:
     from adapters_store.store import Store
@@ -33,13 +34,14 @@ def verify_store(store: Store, keys: Sequence[Path], as_json: bool) -> bool:
         click.echo(printable(str(problem)))
     for verdict in unsigned:
         _print(verdict)
-    what = f"{len(report.problems)} problem(s)" if report.problems else "everything is sound"
+    what = counted(len(report.problems), "problem") if report.problems else "everything is sound"
     if report.problems and keys:
         what += "; signatures were not looked at"
     elif keys:
-        what += f"; {len(verdicts) - len(unsigned)} versions signed, {len(unsigned)} not"
+        what += f"; {counted(len(verdicts) - len(unsigned), 'version')} signed, {len(unsigned)} not"
     click.echo(
-        f"{report.versions} versions, {report.tags} tags, {report.blobs} sound blobs of {report.bytes} bytes, "
+        f"{counted(report.versions, 'version')}, {counted(report.tags, 'tag')}, "
+        f"{counted(report.blobs, 'sound blob')} of {counted(report.bytes, 'byte')}, "
         f"{report.unreferenced} of them unreferenced: {what}"
     )
     return ok
@@ -63,7 +65,7 @@ def verify_version(store: Store, reference: str, keys: Sequence[Path], as_json: 
         click.echo(json.dumps({**found, "signatures_not_checked": carried}, indent=2))
     else:
         hint = ", not checked: say whose with --key" if carried else ""
-        click.echo(f"{record.reference}: sound; {carried} signature(s){hint}")
+        click.echo(f"{record.reference}: sound; {counted(carried, 'signature')}{hint}")
     return True
 
 

@@ -58,7 +58,9 @@ class Address:
                 raise _malformed(text, "is no repository of the Hub")
             return cls("hf", path)
         if "://" in text:
-            raise _malformed(text, f"has an unknown scheme {text.partition(':')[0]!r}")
+            scheme = text.partition(":")[0]
+            plain = ". A registry without encryption is oci://… with --plain-http" if scheme == "http" else ""
+            raise _malformed(text, f"has an unknown scheme {scheme!r}{plain}")
         if text in (".", "..") or text.startswith(("/", "./", "../", "~")):
             return cls("store", text)
         first = text.partition("/")[0]

@@ -39,13 +39,18 @@ class RemoteVersion:
     size: int
 
     @property
+    def reference(self) -> str:
+        """`name@vN`, or by digest."""
+        return f"{self.name}@{f'v{self.version}' if self.version is not None else self.digest}"
+
+    @property
     def metrics(self) -> Mapping[str, float]:
         """None: they are in `adapter.json`, which is not fetched."""
         return {}
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {**asdict(self), "tags": list(self.tags)}
+        return {"reference": self.reference, **asdict(self), "tags": list(self.tags)}
 
 
 def versions(source: Source, name: str) -> Iterator[RemoteVersion]:

@@ -79,7 +79,7 @@ class Pull:
     def _all(self) -> list[_Wanted]:
         tags = self._remote.tags(self._name)
         if not tags:
-            raise UnknownReferenceError(f"{self._where()}: the remote has no adapter of this name")
+            raise UnknownReferenceError(f"{self._where()}: the remote has no adapter of this name. {self._what_else()}")
         wanted = [_Wanted(tags[f"v{number}"], number) for number in reversed(numbers(tags))]
         by_digest = {each.descriptor.digest: each for each in reversed(wanted)}
         for tag in tags:
@@ -101,7 +101,7 @@ class Pull:
         if found is None:
             tags = sorted(self._remote.tags(self._name))
             listed = ", ".join(tags[:_LISTED]) + (f" and {len(tags) - _LISTED} more" if len(tags) > _LISTED else "")
-            what = f"It has: {listed}" if tags else "It has no adapter of this name at all"
+            what = f"It has: {listed}" if tags else f"It has no adapter of this name. {self._what_else()}"
             raise UnknownReferenceError(f"{self._where(text)}: not there. {what}")
         number = reference.version or version_number(reference.tag or "")
         if number is not None:
@@ -109,6 +109,9 @@ class Pull:
         if found.digest not in self._numbers.values():
             number = number_of(self._remote, self._name, found.digest)
         return _Wanted(found, number, [reference.tag] if reference.tag is not None else [])
+
+    def _what_else(self) -> str:
+        return f"`reft store ls {self._remote.address}` tells what is there"
 
     def _is_taken(self, wanted: _Wanted) -> bool:
         digest = wanted.descriptor.digest

@@ -17,6 +17,9 @@ from reft_plugins.errors import ReftError, StoreError, UntrustedError
 if TYPE_CHECKING:
     from adapters_store.verbs.reading import Reading
 
+NO_POLICY = "no policy"
+"""What stands for a rule where there is no policy."""
+
 _REMEMBERED = 4096
 _admitted: OrderedDict[tuple[object, ...], None] = OrderedDict()
 _lock = Lock()
@@ -94,7 +97,9 @@ class Decision:
 
     def explain(self) -> str:
         """In one line."""
-        return f"admitted by {self.rule}" if self.problem is None else f"refused: {self.problem}"
+        if self.problem is not None:
+            return f"refused: {self.problem}"
+        return "admitted, as there is no policy" if self.rule == NO_POLICY else f"admitted by {self.rule}"
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -108,7 +113,7 @@ def decisions(store: Reading, policy: Policy | None, reference: str | None = Non
         UnknownReferenceError: when there is no such version, listing what exists.
     """
     for record in store.list() if reference is None else (store.find(reference),):
-        rule = "no policy" if policy is None else str(policy.rule_for(record.name))
+        rule = NO_POLICY if policy is None else str(policy.rule_for(record.name))
         try:
             if policy is not None:
                 contents = unpack(store.blobs, store.descriptor(f"{record.name}@{record.digest}"))

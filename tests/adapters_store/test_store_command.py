@@ -69,6 +69,22 @@ def test_json(reft_store: Invoke, adapters: list[Path], tmp_path: Path) -> None:
     assert (report["ok"], report["versions"], report["tags"], report["problems"]) == (True, 1, 2, [])
 
 
+def test_ls_says_why_it_shows_nothing(reft_store: Invoke, adapters: list[Path], tmp_path: Path) -> None:
+    reft_store("init")
+    assert "no versions yet" in reft_store("ls").stderr
+    reft_store("add", adapters[0], "sentiment:latest")
+    assert reft_store("ls").stderr == ""
+    for arguments, reason in (
+        (("sentimen",), "no adapter is called 'sentimen'. There are: sentiment"),
+        (("--metric", "acuracy>=0.5"), "no version has a metric 'acuracy'"),
+        (("sent*", "--tag", "prod"), "no version is like that; the store has 1"),
+    ):
+        for form in ((), ("--json",)):
+            result = reft_store("ls", *arguments, *form)
+            assert (result.exit_code, result.stdout.count("sentiment")) == (0, 0)
+            assert reason in result.stderr
+
+
 def test_another_store_by_option(reft_store: Invoke, adapters: list[Path], tmp_path: Path) -> None:
     other = tmp_path / "other"
     assert reft_store("init", "--store", other).exit_code == 0
@@ -104,6 +120,9 @@ def test_verify_fails_when_anything_is_wrong(reft_store: Invoke, adapters: list[
         ("tag", "a@v1", "b:x"),
         ("tag", "a@v1", "x/y"),
         ("ls", "--what"),
+        ("ls", "--metric", "accuracy=>0.9"),
+        ("untag", "a@v1"),
+        ("diff", "a@v1", "./missing-folder"),
     ],
 )
 def test_wrong_use_exits_with_2(reft_store: Invoke, arguments: tuple[str, ...]) -> None:

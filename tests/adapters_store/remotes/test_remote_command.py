@@ -42,7 +42,7 @@ def test_the_journey(store: Store, other_store: Store, address: str, adapters: l
     assert sent.exit_code == 0, sent.output
     assert "sent sentiment@v1" in sent.stdout
     assert "(latest)" in sent.stdout
-    assert "1 versions, 1 of them new" in sent.stdout
+    assert "1 version, 1 new, " in sent.stdout
     again = invoke("push", "--all", address).stdout
     assert "already there: sentiment@v1" in again
     assert "sent team/topic@v1" in again
@@ -78,6 +78,7 @@ def test_json(store: Store, other_store: Store, address: str, adapters: list[Pat
     listed = answer(invoke("ls", address, "--json"))
     assert listed == [
         {
+            "reference": "sentiment@v1",
             "name": "sentiment",
             "version": 1,
             "digest": record.digest,
@@ -113,6 +114,42 @@ def test_what_is_refused_is_told_and_the_rest_arrives(
     assert other_store.find("sentiment@v3").digest == store.find("sentiment@v1").digest
     assert invoke("pull", address, "sentiment@v1", "--as", "theirs", *there).exit_code == 0
     assert other_store.find("theirs@v1").digest == store.find("sentiment@v1").digest
+
+
+@needs_program("docker-registry")
+def test_what_is_not_there_keeps_nothing_else_from_moving(
+    store: Store, other_store: Store, address: str, adapters: list[Path]
+) -> None:
+    store.add(adapters[0], "sentiment:latest")
+    store.add(adapters[1], "topic:latest")
+    sent = invoke("push", "sentiment:latest", "sentimen:latest", "topic:latest", address, "--json")
+    assert sent.exit_code == 1
+    assert isinstance(sent.exception, ReftError)
+    document = json.loads(sent.stdout)
+    assert [each["versions"][0]["reference"] for each in document["transfers"]] == ["sentiment@v1", "topic@v1"]
+    assert [each["kind"] for each in document["errors"]] == ["UnknownReferenceError"]
+    fetched = invoke("pull", address, "nothing:latest", "topic:latest", "--store", other_store.root)
+    assert fetched.exit_code == 1
+    assert "fetched topic@v1" in fetched.stdout
+    assert f"`reft store ls {address}` tells what is there" in str(fetched.exception)
+    assert [record.reference for record in other_store.list()] == ["topic@v1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("push", "oci://registry.example/team", "a:x"), "REMOTE comes last"),
+        (("push", "oci://registry.example/team"), "name versions, or say --all"),
+        (("push", "a:x", "oci://registry.example/team", "--all"), "not both"),
+        (("push", "a:x", "http://registry.example/team"), "--plain-http"),
+        (("pull", "a:x"), "says no remote"),
+        (("ls", "oci://registry.example/team", "--metric", "a>1"), "Pull them first"),
+    ],
+)
+def test_wrong_use_says_what_is_right(store: Store, arguments: tuple[str, ...], reason: str) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    assert reason in result.stderr
 
 
 def test_a_registry_that_is_not_there(store: Store, adapters: list[Path]) -> None:

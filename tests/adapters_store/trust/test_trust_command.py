@@ -43,18 +43,18 @@ def test_the_journey(filled: Store, tmp_path: Path) -> None:
     assert made.exit_code == 0
     assert str(public) in made.stdout
     assert stat.S_IMODE(private.stat().st_mode) == 0o600
-    assert _run("verify", "sentiment@v1").stdout == "sentiment@v1: sound; 0 signature(s)\n"
+    assert _run("verify", "sentiment@v1").stdout == "sentiment@v1: sound; 0 signatures\n"
     unsigned = _run("verify", "sentiment@v1", "--key", public)
     assert (unsigned.exit_code, unsigned.stdout) == (1, "sentiment@v1: not signed: carries no signature\n")
     signed = _run("sign", "sentiment@v1", "--key", private)
     assert (signed.exit_code, signed.stdout.split()[:2]) == (0, ["signed", "sentiment@v1"])
-    assert "1 signature(s), not checked" in _run("verify", "sentiment@v1").stdout
+    assert "1 signature, not checked" in _run("verify", "sentiment@v1").stdout
     verified = _run("verify", "sentiment@v1", "--key", public)
     assert (verified.exit_code, verified.stdout.split("(")[0]) == (0, f"sentiment@v1: signed by {public} ")
     everything = _run("verify", "--key", public)
     assert everything.exit_code == 1
     assert "sentiment@v2: not signed: carries no signature" in everything.stdout
-    assert "everything is sound; 1 versions signed, 1 not" in everything.stdout
+    assert "everything is sound; 1 version signed, 1 not" in everything.stdout
     assert _run("sign", "sentiment:latest", "--key", private).exit_code == 0
     everything = _run("verify", "--key", public)
     assert (everything.exit_code, everything.stdout.count("not signed")) == (0, 0)
@@ -103,7 +103,7 @@ def test_damaged_content(filled: Store, keys: Keys) -> None:
     assert digest in str(one.exception)
     everything = _run("verify", "--key", public.label)
     assert everything.exit_code == 1
-    assert "1 problem(s); signatures were not looked at" in everything.stdout
+    assert "1 problem; signatures were not looked at" in everything.stdout
 
 
 def test_policy_check(filled: Store, keys: Keys, policy: Policy, adapters: list[Path]) -> None:
@@ -120,7 +120,7 @@ def test_policy_check(filled: Store, keys: Keys, policy: Policy, adapters: list[
     assert everything.exit_code == 1
     assert "sentiment@v1: refused: " in everything.stdout
     assert "scratch@v1: refused: " in everything.stdout
-    assert f"1 versions admitted, 2 refused by policy {path}" in everything.stdout
+    assert f"1 version admitted, 2 refused by policy {path}" in everything.stdout
     found = _json(_run("policy", "check", "--json"))
     assert found["policy"]["path"] == str(path)
     assert [(each["reference"], each["admitted"]) for each in found["versions"]] == [
