@@ -72,7 +72,7 @@ def hostile(source: Path, target: Path) -> Path:
         base=base,
         notes={HOSTILE: HOSTILE, "long": "y" * 100_000},
         parents=[{"relation": HOSTILE, "source": HOSTILE}, {"relation": "imported", "source": "javascript:alert(1)"}],
-        training={**training, "arguments": {HOSTILE: [HOSTILE, {"deep": SCRIPT}], "\ud800": "\udfff"}},
+        training={**training, "arguments": {HOSTILE: [HOSTILE, {"deep": SCRIPT}]}},
     )
 
 
