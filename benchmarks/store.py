@@ -48,9 +48,9 @@ def main() -> None:
         sys.exit("git or git-lfs is not installed. Install both, or choose other --peers")
     with folder(arguments.scratch) as scratch:
         report = measure(arguments, scratch, pythons)
-    show(report)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2, default=str) + "\n")
+        show(report)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(report, indent=2, default=str) + "\n")
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -85,15 +85,16 @@ def measure(arguments: argparse.Namespace, scratch: Path, pythons: dict[str, str
     """Fill all peers and take all figures.
 
     Returns:
-        machine, settings, bytes of the adapters; by peer, milliseconds of every call by operation, by round, and facts.
+        machine, settings, bytes of the adapters; by peer, milliseconds of every call by operation, by round, those
+            of the processor, and facts.
     """
     sizes = make_pool(scratch / "pool", arguments.pool)
     plan = Plan(str(scratch / "pool"), arguments.versions, arguments.names, arguments.pool)
     jobs = {peer: {"plan": asdict(plan), "store": str(scratch / peer), "scratch": str(scratch)} for peer in pythons}
-    results: dict[str, Any] = {peer: {"rounds": [], "once": {}, "facts": {}} for peer in pythons}
+    results: dict[str, Any] = {peer: {"rounds": [], "processor": [], "once": {}, "facts": {}} for peer in pythons}
     for peer, python in pythons.items():
         start = time.perf_counter()
-        keep(results[peer], ask(peer, python, {**jobs[peer], "job": "fill", "by_api": BY_API}), "filling ")
+        keep(results[peer], ask(peer, python, {**jobs[peer], "job": "fill", "by_api": BY_API}))
         results[peer]["facts"]["seconds to fill"] = time.perf_counter() - start
         say(f"{peer}: {arguments.versions} versions in {time.perf_counter() - start:.0f} s")
     sources = make_sources(scratch / "sources", scratch / "pool", 2 * arguments.adds)
@@ -105,9 +106,10 @@ def measure(arguments: argparse.Namespace, scratch: Path, pythons: dict[str, str
         for peer in list(pythons)[:: 1 if number % 2 == 0 else -1]:
             job = {**jobs[peer], "job": "measure", "round": number, **amounts(arguments, peer, part)}
             found = ask(peer, pythons[peer], job)
-            found["milliseconds"] |= processes(peer, pythons[peer], jobs[peer], plan, number)
-            results[peer]["rounds"].append(found["milliseconds"])
-            results[peer]["facts"] |= found["facts"]
+            alone = processes(peer, pythons[peer], jobs[peer], plan, number)
+            results[peer]["rounds"].append({**found["milliseconds"], **alone["milliseconds"]})
+            results[peer]["processor"].append({**found["processor"], **alone["processor"]})
+            results[peer]["facts"] |= alone["facts"] | found["facts"]
             say(f"{peer}: round {number + 1}")
     for peer in (OURS, MLFLOW):
         if peer in pythons:
@@ -131,10 +133,11 @@ def amounts(arguments: argparse.Namespace, peer: str, adds: list[tuple[str, str,
     return {**some, "sample": arguments.sample, "adds": adds[: max(2, round(share * len(adds)))]}
 
 
-def keep(result: dict[str, Any], found: dict[str, Any], prefix: str = "") -> None:
+def keep(result: dict[str, Any], found: dict[str, Any]) -> None:
     """Put figures that are taken once to a peer's others."""
     result["once"] |= found["milliseconds"]
-    result["facts"] |= {prefix + key: value for key, value in found["facts"].items()}
+    result["processor"].append(found["processor"])
+    result["facts"] |= found["facts"]
 
 
 def say(text: str) -> None:

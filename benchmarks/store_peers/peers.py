@@ -50,11 +50,12 @@ def ask_together(peer: str, python: str, job: dict[str, Any], parts: list[list[A
         process.stdin.flush()  # type: ignore[union-attr]
     answers = [finish(peer, job, process) for process in found]
     seconds = time.perf_counter() - begin
-    together: dict[str, list[float]] = {}
+    together: dict[str, Any] = {"milliseconds": {}, "processor": {}}
     for answer in answers:
-        for operation, values in answer["milliseconds"].items():
-            together.setdefault(operation, []).extend(values)
-    return {"milliseconds": together, "facts": {"adds per second, 4 processes": sum(map(len, parts)) / seconds}}
+        for kind, found_there in together.items():
+            for operation, values in answer[kind].items():
+                found_there.setdefault(operation, []).extend(values)
+    return {**together, "facts": {"adds per second, 4 processes": sum(map(len, parts)) / seconds}}
 
 
 def finish(peer: str, job: dict[str, Any], process: subprocess.Popen[str]) -> dict[str, Any]:
@@ -64,11 +65,12 @@ def finish(peer: str, job: dict[str, Any], process: subprocess.Popen[str]) -> di
     return json.loads(said.splitlines()[-1])
 
 
-def processes(peer: str, python: str, job: dict[str, Any], plan: Plan, number: int) -> dict[str, list[float]]:
-    """Milliseconds of whole processes, from their start to their end."""
+def processes(peer: str, python: str, job: dict[str, Any], plan: Plan, number: int) -> dict[str, Any]:
+    """Figures of one thing done in a new process, and milliseconds of whole processes from their start to their end."""
     if peer == GIT:
-        return {}
-    found = {"process": [_seconds(lambda: ask(peer, python, {**job, "job": "resolve once", "round": number}))]}
+        return {"milliseconds": {}, "processor": {}, "facts": {}}
+    found = ask(peer, python, {**job, "job": "list once"})
+    whole = {"process": [_seconds(lambda: ask(peer, python, {**job, "job": "resolve once", "round": number}))]}
     if peer == OURS:
         reft = str(Path(python).with_name("reft"))
         version = plan.sample("tiny", 1, number)[0].reference
@@ -78,7 +80,8 @@ def processes(peer: str, python: str, job: dict[str, Any], plan: Plan, number: i
             "command, show": ["show", version],
         }.items():
             command = [reft, "store", *words, "--store", job["store"]]
-            found[operation] = [_seconds(lambda command=command: _run(command))]
+            whole[operation] = [_seconds(lambda command=command: _run(command))]
+    found["milliseconds"] |= whole
     return found
 
 

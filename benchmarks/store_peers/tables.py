@@ -46,7 +46,7 @@ ROWS = [
     Row("verify", "verify everything"),
 ]
 SECOND = 1000.0
-WIDTH = 156
+WIDTH = 166
 
 
 def show(report: dict[str, Any]) -> None:
@@ -61,7 +61,8 @@ def show(report: dict[str, Any]) -> None:
     )
     console.print(operations_table(report["peers"]))
     if len(report["peers"]) > 1:
-        console.print("times: how many times as long as here, by p50, the median of the rounds\n")
+        console.print("times: how many times as long as here, by p50, the median of the rounds")
+    console.print("CPU: the processor's time alone, without waiting for the disk or for other work on the machine\n")
     console.print(facts_table(report["peers"]))
 
 
@@ -69,7 +70,7 @@ def operations_table(peers: dict[str, Any]) -> Table:
     others = [peer for peer in (MLFLOW, GIT) if peer in peers]
     table = Table(title="Milliseconds where no other unit is told", title_justify="left")
     table.add_column("operation", no_wrap=True)
-    for heading in ("calls", "p50", "p99", "max", "target", ""):
+    for heading in ("calls", "p50", "p99", "max", "CPU p99", "target", ""):
         table.add_column(heading, justify="right", no_wrap=True)
     for peer in others:
         table.add_column(f"{peer} p50 / p99", justify="right", no_wrap=True)
@@ -79,7 +80,8 @@ def operations_table(peers: dict[str, Any]) -> Table:
         if not ours:
             continue
         cells = [str(len(ours)), *(shown(each) for each in (statistics.median(ours), p99(ours), max(ours)))]
-        cells += verdict(row, ours)
+        worked = [each for found in peers[OURS]["processor"] for each in found.get(row.operation, [])]
+        cells += [shown(p99(worked)) if worked else "", *verdict(row, ours)]
         for peer in others:
             theirs = calls(peers[peer], row.operation)
             ratio = times(peers[OURS], peers[peer], row.operation)

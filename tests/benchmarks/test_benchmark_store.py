@@ -133,8 +133,8 @@ def test_verdicts_and_ratios(capsys: pytest.CaptureFixture[str]) -> None:
 
     fast = {"resolve, tiny": [0.5] * 99 + [5.0], "ls, again": [900.0, 999.0]}
     slow = {"resolve, tiny": [0.5] * 97 + [1.5] * 3, "ls, again": [10.0, 1001.0]}
-    ours = {"rounds": [fast], "once": {}, "facts": {}}
-    theirs = {"rounds": [{"resolve, tiny": [1.0, 2.0, 9.0]}], "once": {}, "facts": {}}
+    ours = {"rounds": [fast], "processor": [], "once": {}, "facts": {}}
+    theirs = {"rounds": [{"resolve, tiny": [1.0, 2.0, 9.0]}], "processor": [], "once": {}, "facts": {}}
     assert tables.times(ours, theirs, "resolve, tiny") == pytest.approx(4.0)
     assert tables.times(ours, theirs, "ls, again") is None
     report = {
