@@ -7,6 +7,8 @@ import math
 import re
 from typing import Any
 
+MAX_DEPTH = 64
+"""Levels; other libraries refuse to write what is nested a few times as deeply."""
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -14,16 +16,31 @@ def loads(text: bytes) -> Any:
     """Read UTF-8 JSON in which no object names a key twice, every number is finite and every text is Unicode.
 
     Raises:
-        ValueError: when it is not that, or is nested too deeply.
+        ValueError: when it is not that, or is nested more than `MAX_DEPTH` deep.
     """
     try:
         document = json.loads(
             text.decode(), object_pairs_hook=_one_of_each_key, parse_constant=_finite, parse_float=_finite
         )
         check_texts(text, document)
+        _check_depth(document)
     except RecursionError as error:
         raise ValueError(str(error)) from None
     return document
+
+
+def _check_depth(document: Any) -> None:
+    level = [document]
+    for _ in range(MAX_DEPTH):
+        level = [
+            each
+            for outer in level
+            for each in (outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ())
+            if isinstance(each, dict | list)
+        ]
+        if not level:
+            return
+    raise ValueError(f"nested more than {MAX_DEPTH} deep")
 
 
 def check_texts(text: bytes, document: Any) -> None:

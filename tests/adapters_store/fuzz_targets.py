@@ -167,7 +167,7 @@ def files(root: Path, rng: random.Random) -> None:
     places = [Path(where) / name for where, folders, names in os.walk(root) for name in (*folders, *names)]
     places += [root / name for name in (".partial", "leases", ".lock", ".content-lock", ".content-gate")]
     for path in rng.sample(sorted(set(places)), rng.choice((1, 1, 2))):
-        if os.path.lexists(path.parent):
+        if path.parent.is_dir() and os.path.realpath(path.parent) == str(path.parent):
             _put_something_else(path, root.parent, rng)
 
 

@@ -17,7 +17,6 @@ from adapters_store.layout.history import HISTORY_FILE, MAX_LINE_BYTES, Versione
 from adapters_store.layout.index import Index
 from adapters_store.layout.ledger import Ledger
 from adapters_store.layout.oci import METHOD, METRICS, SIZE
-from reft_plugins import strict_json
 from reft_plugins.errors import StoreError, UnknownReferenceError
 
 FACTS = {METHOD: "loreft", METRICS: "{}", SIZE: "7"}
@@ -69,14 +68,6 @@ def test_a_full_index_refuses_before_it_is_too_late(
     assert two_versions.add(adapters[2], "sentiment").version == 3
     with pytest.raises(UnknownReferenceError):
         two_versions.find("sentiment@v1")
-
-
-def test_a_key_that_is_there_twice_among_many_is_found_at_once() -> None:
-    keys = [f'"{number}":0' for number in range(200_000)]
-    started = time.process_time()
-    with pytest.raises(ValueError, match="duplicate key '199999'"):
-        strict_json.loads(("{" + ",".join([*keys, keys[-1]]) + "}").encode())
-    assert time.process_time() - started < 20
 
 
 def test_a_history_that_is_one_endless_line(two_versions: Store) -> None:
