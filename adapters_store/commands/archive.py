@@ -8,7 +8,15 @@ from pathlib import Path
 import click
 
 from adapters_store.commands.completion import references as complete
-from adapters_store.commands.options import open_store, plain_name, print_record, references, store_options
+from adapters_store.commands.options import (
+    BOTH,
+    NEITHER,
+    open_store,
+    plain_name,
+    print_record,
+    references,
+    store_options,
+)
 from adapters_store.wording import counted
 
 
@@ -27,7 +35,7 @@ def export(file: Path, refs: tuple[str, ...], everything: bool, force: bool, pat
     Example: reft store export sentiment.tar sentiment
     """
     if everything == bool(refs):
-        raise click.UsageError("name versions to export, or say --all")
+        raise click.UsageError(BOTH if refs else NEITHER)
     from adapters_store.commands.tables import progress_bar
 
     with progress_bar("exporting") as progress:
@@ -66,7 +74,8 @@ def import_(
         return
     for record in found.records:
         print_record(record, "imported" if record.added else "already there:", as_json)
-    click.echo(f"{counted(len(found.records), 'version')}, {counted(found.attachments, 'attachment')}")
+    new = sum(record.added for record in found.records)
+    click.echo(f"{counted(len(found.records), 'version')}, {new} new, {counted(found.attachments, 'attachment')}")
 
 
 COMMANDS = (export, import_)

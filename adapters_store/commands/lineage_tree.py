@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.tree import Tree
 
 from adapters_store.commands.tables import console, plain, print_columns
+from adapters_store.wording import figure
 
 if TYPE_CHECKING:
     from adapters_store.lineage import Edge, Lineage, Node
@@ -97,7 +98,7 @@ def _describe(node: Node, called: str | None) -> str:
 def _add_facts(tree: Tree, node: Node) -> None:
     training = node.training
     if training is not None:
-        metrics = "".join(f", {name} {value:.4g}" for name, value in sorted(training.metrics.items()))
+        metrics = "".join(f", {name} {figure(value)}" for name, value in sorted(training.metrics.items()))
         tree.add(
             plain(
                 f"trained {training.steps} steps on {training.examples} examples, seed {training.seed}{metrics}; "

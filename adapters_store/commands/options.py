@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from adapters_store.records import Record
     from adapters_store.store import Store
 
+BOTH, NEITHER = "say --all or name versions, not both", "name versions, or say --all"
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 

@@ -11,7 +11,7 @@ import click
 from rich.filesize import decimal
 
 from adapters_store.commands.completion import references as complete
-from adapters_store.commands.options import Function, open_store, plain_name, references, store_options
+from adapters_store.commands.options import BOTH, NEITHER, Function, open_store, plain_name, references, store_options
 from adapters_store.references import Reference
 from adapters_store.remotes.address import Address, locate
 from adapters_store.wording import counted
@@ -179,7 +179,7 @@ def list_remote(text: str, chosen: Filter, plain_http: bool, as_json: bool) -> N
 
 def _check_chosen(refs: Sequence[str], everything: bool, name: str | None) -> None:
     if everything == bool(refs):
-        raise click.UsageError("say --all or name versions, not both" if refs else "name versions, or say --all")
+        raise click.UsageError(BOTH if refs else NEITHER)
     if name is not None and (everything or len({Reference.parse(each).name for each in refs}) > 1):
         raise click.UsageError("--as needs versions of a single name")
 

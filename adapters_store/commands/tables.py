@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adapters_store.layout.oci import without_collecting
-from adapters_store.wording import counted
+from adapters_store.wording import counted, figure
 
 if TYPE_CHECKING:
     from adapters_store.records import Details, Record
@@ -140,6 +140,6 @@ def _training(manifest: Manifest) -> str:
     training = manifest.training
     if training is None:
         return ""
-    metrics = ", ".join(f"{name} {value:.4g}" for name, value in training.metrics.items())
+    metrics = ", ".join(f"{name} {figure(value)}" for name, value in training.metrics.items())
     how = f"{training.steps} steps on {training.examples} examples, seed {training.seed}"
     return f"{how}, data {training.data_sha256}  {metrics}"

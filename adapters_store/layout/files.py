@@ -18,6 +18,13 @@ PARTIAL = ".partial"
 """Folder, inside the store, of files that are still being written; whatever a crash leaves there is garbage."""
 
 _CHUNK = 1 << 20
+_NO_ROOM = ". Make room and do it again; `reft store gc` makes some in a store"
+_ADVICE = {
+    errno.ENOSPC: _NO_ROOM,
+    errno.EDQUOT: _NO_ROOM,
+    errno.EROFS: ". Nothing can be changed here; another store is named with --store or REFT_STORE",
+    errno.EACCES: ". Whoever owns it can allow it; another store is named with --store or REFT_STORE",
+}
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -30,7 +37,8 @@ def explained(action: str, path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise StoreError(f"{path}: is a symbolic link, which a store never contains. Remove it") from None
-        raise StoreError(f"{path}: cannot {action}: {error.strerror or error}") from error
+        advice = _ADVICE.get(error.errno or 0, "")
+        raise StoreError(f"{path}: cannot {action}: {error.strerror or error}{advice}") from error
 
 
 def open_regular(path: Path) -> BinaryIO:

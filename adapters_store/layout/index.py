@@ -184,8 +184,9 @@ class Index:
 
     def _unknown(self, reference: Reference) -> str:
         name = reference.name
-        if name not in self.names:
-            similar = get_close_matches(name, self.names) or sorted(self.names)
+        if name not in self.names or not (self.names[name].versions or self.names[name].tags):
+            known = [each for each, named in self.names.items() if named.versions or named.tags]
+            similar = get_close_matches(name, known) or sorted(known)
             return f"{reference}: the store has no {name!r}. It has: {_some(similar)}"
         named = self.names[name]
         what = "names no tag or version" if not reference.exact else "the store has no such tag or version"

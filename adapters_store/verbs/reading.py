@@ -39,6 +39,9 @@ class Reading:
         self.blobs = Blobs(root)
         self._ledger = ledger_of(root)
 
+    def __repr__(self) -> str:
+        return f"Store({str(self.root)!r})"
+
     def names(self) -> tuple[str, ...]:
         """Every name that has a version, sorted.
 

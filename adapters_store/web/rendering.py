@@ -13,6 +13,7 @@ from markupsafe import Markup
 from rich.filesize import decimal
 
 from adapters_store.limits import MAX_SHOWN_CHARACTERS
+from adapters_store.wording import figure
 
 _PLAIN = frozenset("\n\t\u200c\u200d")
 """Shown as they are although not printable: line breaks, and the joiners that some scripts need."""
@@ -43,8 +44,8 @@ def address(*path: str, **query: object) -> str:
 
 
 def number(value: float) -> str:
-    """A number for people: four significant digits."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    """A number for people: whole ones with all their digits, others with four."""
+    return f"{value:,}" if isinstance(value, int) else figure(value)
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
