@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -49,6 +50,12 @@ class StagedBlob:
     file: BinaryIO
 
 
+@lru_cache(maxsize=64)
+def _folders(root: Path) -> tuple[Path, Path]:
+    """The folder of all blobs and the one of those with SHA-256 digests; joining paths takes longer than looking."""
+    return root / "blobs", root / "blobs" / "sha256"
+
+
 @dataclass(frozen=True, slots=True)
 class Blobs:
     """The blobs of the store in folder `root`."""
@@ -58,7 +65,7 @@ class Blobs:
     @property
     def directory(self) -> Path:
         """The folder that holds them, a file each."""
-        return self.root / "blobs" / "sha256"
+        return _folders(self.root)[1]
 
     def path(self, digest: str) -> Path:
         """Where the content of a digest belongs.
@@ -69,7 +76,7 @@ class Blobs:
         match = _SHA256.fullmatch(digest)
         if match is None:
             raise StoreError(f"{digest}: not a SHA-256 digest, which is the only kind of this store")
-        return self.directory / match[1]
+        return _folders(self.root)[1] / match[1]
 
     @contextmanager
     def stage(self, source: BinaryIO, limit: int) -> Iterator[StagedBlob]:
@@ -82,8 +89,8 @@ class Blobs:
     def commit(self, staged: StagedBlob) -> None:
         """Make staged content part of the store; durable after `sync`. Damaged content of that digest is replaced."""
         target = self.path(staged.digest)
-        ensure_directory(self.directory.parent)
-        ensure_directory(self.directory)
+        for folder in _folders(self.root):
+            ensure_directory(folder)
         with explained("write", target):
             if not _holds(target, staged):
                 settle(staged.path, staged.file, target)
@@ -114,11 +121,11 @@ class Blobs:
             StoreError: when the blob is missing or damaged; the target is then to be thrown away.
         """
         path = self.path(descriptor.digest)
-        check_directory(self.directory.parent)
-        check_directory(self.directory)
+        for folder in _folders(self.root):
+            check_directory(folder)
         if not os.path.lexists(path):
             raise StoreError(f"blobs/sha256/{path.name}: missing. {_REMEDY}")
-        with open_regular(path) as source, explained("read", path):
+        with open_regular(path) as source, explained("read" if target is None else "copy", path):
             digest, size = copy_hashed(source, target, descriptor.size)
         if size != descriptor.size:
             found = f"more than {descriptor.size}" if size > descriptor.size else str(size)
