@@ -7,7 +7,6 @@ versions mention a digest, needs every manifest once; what they mention is kept 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import defaultdict
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 from adapters_store.layout.blobs import Blobs
 from adapters_store.layout.contents import describe
 from adapters_store.layout.entries import IndexEntry
-from adapters_store.layout.oci import MAX_MANIFEST_BYTES
+from adapters_store.layout.oci import MAX_MANIFEST_BYTES, load_json
 from adapters_store.references import Reference
 from reft_plugins import manifest as adapter_manifest
 from reft_plugins.errors import ReftError, StoreError, UnknownReferenceError
@@ -138,10 +137,7 @@ def _mentions(root: Path, image: str, size: int) -> tuple[str, ...]:
         StoreError: when a manifest is missing or damaged.
     """
     blobs = Blobs(root)
-    try:
-        config = json.loads(blobs.read(IndexEntry(image, size), MAX_MANIFEST_BYTES))["config"]
-        entry = IndexEntry(str(config["digest"]), int(config["size"]))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise StoreError(f"{image}: not an image manifest: {error}") from None
+    document = load_json(blobs.read(IndexEntry(image, size), MAX_MANIFEST_BYTES), image)
+    entry = IndexEntry.from_data(document.get("config") if isinstance(document, dict) else None, f"{image}: its config")
     text = blobs.read(entry, adapter_manifest.MAX_MANIFEST_BYTES)
     return tuple(dict.fromkeys(intern(digest.decode()) for digest in _MENTION.findall(text)))

@@ -14,6 +14,7 @@ from fuzz_targets import TARGETS
 
 from adapters_store import Store
 from adapters_store.layout.oci import CERTIFICATE_TYPE
+from adapters_store.lineage.tracing import lineage
 from adapters_store.upkeep.usage import usage
 
 REFERENCES = ("alpha@v1", "alpha:prod", "alpha", "team/beta@v1")
@@ -32,6 +33,7 @@ def uses(store: Store, adapter: Path) -> Iterator[tuple[str, Callable[[], Any]]]
         yield "show", lambda reference=reference: json.dumps(store.show(reference).to_dict(), allow_nan=False)
         yield "read", lambda reference=reference: store.read(reference, "adapter.json")
         yield "resolve", lambda reference=reference: store.resolve(reference)
+        yield "lineage", lambda reference=reference: lineage(store, reference, children=True)
         yield "attachments", lambda reference=reference: store.attachments(reference)
     yield "export", lambda: store.export(store.root / "out.tar", REFERENCES[:2], force=True)
     yield "attach", lambda: store.attach("alpha@v2", CERTIFICATE_TYPE, {"c.json": ("application/json", b"1")})
