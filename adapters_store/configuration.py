@@ -19,16 +19,12 @@ import os
 import stat
 import tomllib
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from adapters_store import limits
 from reft_plugins.errors import StoreError
-
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
 
 VARIABLE = "REFT_CONFIG"
 MAX_BYTES = limits.MAX_CONFIGURATION_BYTES
@@ -103,11 +99,12 @@ def _checked(document: dict[str, Any], path: Path) -> Configuration:
     from pydantic import ValidationError
 
     from adapters_store.configuration_schema import KNOWN, Document
+    from adapters_store.mistakes import mistakes
 
     try:
         found = Document.model_validate(document)
     except ValidationError as error:
-        raise StoreError(f"{path}: {'; '.join(_problem(each, KNOWN) for each in error.errors())}") from None
+        raise StoreError(f"{path}: {mistakes(error, KNOWN)}") from None
 
     def placed(text: str | None) -> Path | None:
         try:
@@ -122,13 +119,3 @@ def _checked(document: dict[str, Any], path: Path) -> Configuration:
         refresh=found.store.refresh,
         policy=placed(found.trust.policy),
     )
-
-
-def _problem(error: ErrorDetails, known: dict[str, tuple[str, ...]]) -> str:
-    *table, key = map(str, error["loc"])
-    where = ".".join((*table, key))
-    if error["type"] != "extra_forbidden":
-        return f"{where}: {error['msg'].removeprefix('Value error, ')}"
-    here = known[".".join(table)]
-    near = get_close_matches(key, here, n=1)
-    return f"unknown key {where!r}. " + (f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(here)}")

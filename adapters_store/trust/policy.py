@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -32,17 +33,26 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from adapters_store.configuration import configuration
 from adapters_store.limits import MAX_KEY_BYTES, MAX_POLICY_BYTES
+from adapters_store.mistakes import mistakes
 from adapters_store.trust.keys import PublicKey, distinct, parse_public_key, read_settings
+from adapters_store.wording import counted
 from reft_plugins.errors import StoreError, UntrustedError
 from reft_plugins.manifest import sha256
 
 VARIABLE = "REFT_POLICY"
 
-_Pattern = Annotated[str, StringConstraints(pattern=r"^[a-z0-9._/*?\[\]!-]+$")]
+
+def _pattern(text: str) -> str:
+    if re.fullmatch(r"[a-z0-9._/*?\[\]!-]+", text) is None:
+        raise ValueError(f"{text!r} matches no name: those have lower-case letters, digits, '.', '_', '-' and '/' only")
+    return text
+
+
+_Pattern = Annotated[str, AfterValidator(_pattern)]
 """What some name may match; a rule for names that cannot exist is a mistake, and may leave others without one."""
 
 
@@ -72,6 +82,9 @@ class PolicyTable(_Table):
 
     default: Literal["refuse", "allow"] = "refuse"
     rules: tuple[RuleTable, ...] = ()
+
+
+_KNOWN = {"": tuple(PolicyTable.model_fields), "rules": tuple(RuleTable.model_fields)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +156,9 @@ def load(path: Path) -> Policy:
         table = _parse(text)
         rules = tuple(_rule(number, rule, path.parent) for number, rule in enumerate(table.rules, 1))
     except StoreError as error:
+        reason = str(error).removeprefix(f"{path}: ")
         raise UntrustedError(
-            f"policy {path}: {error}. Nothing is admitted until this is repaired (`reft store policy check`)"
+            f"policy {path}: {reason}. Nothing is admitted until this is repaired (`reft store policy check`)"
         ) from None
     keys = [[key.id for key in rule.keys] for rule in rules]
     return Policy(path, sha256(text + json.dumps(keys).encode()), rules, Rule(0, (), (), 0, table.default))
@@ -155,8 +169,7 @@ def _parse(text: bytes) -> PolicyTable:
     try:
         return PolicyTable.model_validate(tomllib.loads(text.decode()))
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, each['loc'])) or 'file'}: {each['msg']}" for each in error.errors())
-        raise StoreError("; ".join(problems)) from None
+        raise StoreError(mistakes(error, _KNOWN)) from None
     except (ValueError, RecursionError) as error:
         raise StoreError(f"not readable TOML: {error}") from None
 
@@ -167,7 +180,9 @@ def _rule(number: int, table: RuleTable, folder: Path) -> Rule:
     found = [_key(each, f"key {place} of rule {number}", folder) for place, each in enumerate(table.keys, 1)]
     keys = distinct(found)
     if table.at_least > len(keys):
-        raise StoreError(f"rule {number}: at_least = {table.at_least}, but it lists {len(keys)} different key(s)")
+        raise StoreError(
+            f"rule {number}: at_least = {table.at_least}, but it lists {counted(len(keys), 'different key')}"
+        )
     return Rule(number, table.names, keys, table.at_least, "signed")
 
 

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     pass
 
 
-
 class Reading:
     """The verbs of `Store` that change nothing. They take no lock and see a complete index at any moment."""
 

@@ -83,7 +83,7 @@ WRONG = {
     "[store]\nrefresh = true": "True is neither",
     "[store]\nrefresh = inf": "inf is neither",
     '[store]\nremotes = "oci://x/y"': "store.remotes: Input should be a valid list",
-    '[store]\nremotes = ["x/y"]': "store.remotes.0: 'x/y' is no address",
+    '[store]\nremotes = ["x/y"]': "store.remotes.1: 'x/y' is no address",
     "store = 1": "store: ",
     "[store": "not readable TOML",
     "[store]\n[store]": "not readable TOML",
