@@ -15,7 +15,7 @@ from reft_plugins.errors import StoreError
 _DIGEST = re.compile(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*:[A-Za-z0-9=_-]+")
 _OWN = {"mediaType", "artifactType", "digest", "size", "annotations"}
 _TEXTS = frozenset([str])
-_NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
+NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -47,7 +47,7 @@ class IndexEntry:
     def from_checked(cls, data: dict[str, Any]) -> IndexEntry:
         """From data of an image manifest that `check_entry` passed. Texts that adapters share are kept once."""
         annotations = {key: intern(text) for key, text in data.get("annotations", {}).items() if key != REF_NAME}
-        others = _NO_FIELDS if data.keys() <= _OWN else {key: data[key] for key in data.keys() - _OWN}
+        others = NO_FIELDS if data.keys() <= _OWN else {key: data[key] for key in data.keys() - _OWN}
         return cls(data["digest"], data["size"], data.get("artifactType"), annotations, others)
 
     @classmethod
@@ -80,7 +80,7 @@ def check_entry(data: Any, where: str) -> None:
     if not isinstance(data, dict):
         raise StoreError(f"{where}: not a descriptor")
     kind, digest, size = data.get("mediaType"), data.get("digest"), data.get("size")
-    annotations = data.get("annotations", _NO_FIELDS)
+    annotations = data.get("annotations", NO_FIELDS)
     if type(kind) is not str or len(kind) > 255:
         raise _wrong(where, "mediaType", kind)
     if type(digest) is not str or len(digest) > 512 or _DIGEST.fullmatch(digest) is None:

@@ -15,7 +15,7 @@ from json.encoder import encode_basestring_ascii
 from sys import intern
 from typing import Any, Final
 
-from adapters_store.layout.entries import IndexEntry
+from adapters_store.layout.entries import NO_FIELDS, IndexEntry
 from adapters_store.layout.oci import ARTIFACT_TYPE, BASE, CREATED, MANIFEST_TYPE, METHOD, METRICS, REF_NAME, SIZE
 from adapters_store.references import Reference
 
@@ -84,7 +84,7 @@ def read_plain(text: bytes) -> Plain:
         annotations = dict(zip(_KEYS, said, strict=True))
         if None in said:
             annotations = {key: each for key, each in annotations.items() if each is not None}
-        place[key] = IndexEntry(digest, int(size), ARTIFACT_TYPE, annotations)
+        place[key] = IndexEntry(digest, int(size), ARTIFACT_TYPE, annotations, NO_FIELDS)
         end = match.end()
         found.count += 1
     found.rest = f"{document[: head.end()]}{document[end:]}".encode()
