@@ -89,5 +89,6 @@ def folder_of(plan: Plan, version: Version, manifests: dict[tuple[str, int], str
     if not folder.exists():
         folder.mkdir(parents=True)
         (folder / "adapter.safetensors").symlink_to(plan.tensors(version).resolve())
+    (folder / "adapter.json").unlink(missing_ok=True)  # some file systems wait for the disk when a file is overwritten
     (folder / "adapter.json").write_bytes(plan.manifest(version, manifests))
     return folder
