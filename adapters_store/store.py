@@ -103,8 +103,11 @@ class Store(Writing):
             dry_run: only tell.
 
         Raises:
-            StoreError: when the store is damaged, so that it is not certain what is referred to; nothing was removed.
+            StoreError: when the store is damaged, so that it is not certain what is referred to, or the period is none;
+                nothing was removed.
         """
+        if not grace_seconds >= 0:  # nan is younger than nothing
+            raise StoreError(f"a grace period cannot be {grace_seconds} seconds. Choose 0 or more")
         marks = Marks(self.blobs)
         marks.prepare(self._index())
         with self._alone():

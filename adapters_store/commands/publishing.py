@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,9 @@ from adapters_store.commands.completion import references
 from adapters_store.commands.options import new_reference, open_store, print_record, reference, store_options
 from adapters_store.references import Reference
 from reft_plugins.errors import StoreError
+
+if TYPE_CHECKING:
+    from adapters_store.records import Record
 
 
 @click.command("init")
@@ -91,12 +95,16 @@ def rm(refs: tuple[str, ...], force: bool, path: Path | None, as_json: bool) -> 
     Example: reft store rm sentiment@v3
     """
     store = open_store(path)
-    removed = [record for ref in refs for record in store.remove(ref, force)]
-    if as_json:
-        click.echo(json.dumps([record.to_dict() for record in removed], indent=2))
-        return
-    for record in removed:
-        print_record(record, "removed", as_json)
+    removed: list[Record] = []
+    try:
+        for ref in refs:
+            removed += store.remove(ref, force)
+    finally:  # what is gone is gone, also where the next one is refused
+        if as_json:
+            click.echo(json.dumps([record.to_dict() for record in removed], indent=2))
+        else:
+            for record in removed:
+                print_record(record, "removed", as_json)
 
 
 COMMANDS = (init, add, tag, untag, rm)

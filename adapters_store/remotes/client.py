@@ -72,7 +72,8 @@ class Client(OrasRegistry):  # type: ignore[misc]
                 if last:
                     raise
             else:
-                if response.status_code not in _BUSY or last:
+                failed = response.status_code == 500 and method in ("GET", "HEAD")  # as while others push the same
+                if last or not (failed or response.status_code in _BUSY):
                     return response
                 delay = max(delay, _retry_after(response))
                 response.close()
@@ -128,7 +129,8 @@ def refusal(address: str, what: str, response: requests.Response) -> StoreError:
         way_out = "Check that the address is one of a registry"
     phrase = HTTPStatus(status).phrase if status in list(HTTPStatus) else "unknown"
     kind = UnreachableError if status in (401, 408, 429) or status >= 500 else StoreError
-    return kind(f"{address}: the registry refuses to {what}: {status} {phrase}{_reason(response)}. {way_out}")
+    refused = "could not" if status >= 500 else "refuses to"
+    return kind(f"{address}: the registry {refused} {what}: {status} {phrase}{_reason(response)}. {way_out}")
 
 
 def unreachable(address: str, what: str, error: Exception) -> UnreachableError:

@@ -116,6 +116,13 @@ class TestCollecting:
         assert filled.gc(grace_seconds=0).blobs == 0
         assert filled.verify().ok
 
+    @pytest.mark.parametrize("seconds", [-1.0, float("nan")])
+    def test_what_is_no_period(self, filled: Store, seconds: float) -> None:
+        filled.remove("sentiment@v1")
+        with pytest.raises(StoreError, match="Choose 0 or more"):
+            filled.gc(grace_seconds=seconds)
+        assert filled.verify().unreferenced > 0
+
     def test_grace_counts_from_the_removal(self, filled: Store) -> None:
         _age(filled, 7200)
         filled.remove("sentiment@v1")

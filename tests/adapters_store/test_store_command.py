@@ -85,6 +85,19 @@ def test_ls_says_why_it_shows_nothing(reft_store: Invoke, adapters: list[Path], 
             assert reason in result.stderr
 
 
+def test_what_rm_removed_is_told_also_where_the_next_is_refused(
+    reft_store: Invoke, adapters: list[Path], tmp_path: Path
+) -> None:
+    reft_store("init")
+    for adapter in adapters[:2]:
+        reft_store("add", adapter, "sentiment")
+    result = reft_store("rm", "sentiment@v1", "nothing@v1", "--json")
+    assert isinstance(result.exception, ReftError)
+    assert [each["reference"] for each in json.loads(result.stdout)] == ["sentiment@v1"]
+    assert [each["reference"] for each in _json(reft_store("ls", "--json"))] == ["sentiment@v2"]
+    assert "removed sentiment@v2" in reft_store("rm", "sentiment@v2", "nothing@v1").stdout
+
+
 def test_another_store_by_option(reft_store: Invoke, adapters: list[Path], tmp_path: Path) -> None:
     other = tmp_path / "other"
     assert reft_store("init", "--store", other).exit_code == 0

@@ -653,6 +653,27 @@ def test_pushing_to_what_does_not_behave(
     empty.shutdown()
 
 
+def test_a_registry_that_fails_now_and_then(stand_in: StandIn, other_store: Store) -> None:
+    """Some answer with 500 while others push the same; what only asks is asked again."""
+    failures = {"GET manifests": 2, "GET blobs": 1}
+
+    def now_and_then(kind: str, right: Callable[[Handler], None]) -> Callable[[Handler], None]:
+        def answer(handler: Handler) -> None:
+            failures[kind] -= 1
+            handler.answer(500) if failures[kind] >= 0 else right(handler)
+
+        return answer
+
+    stand_in.worse["GET manifests"] = now_and_then("GET manifests", Handler._manifests)
+    stand_in.worse["GET blobs"] = now_and_then("GET blobs", Handler._blobs)
+    pull(registry(stand_in, HASTE), "sentiment:latest", other_store)
+    assert other_store.verify().ok
+    assert all(count < 0 for count in failures.values())
+    stand_in.worse = {"* manifests": lambda handler: handler.answer(500)}
+    with pytest.raises(StoreError, match=r"the registry could not .*: 500 Internal Server Error.* Try again later"):
+        pull(registry(stand_in, HASTE), "sentiment:latest", other_store, name="other")
+
+
 def test_a_version_that_is_overwritten_meanwhile_is_told(stand_in: StandIn, store: Store) -> None:
     """Two push the same new version at once; the one that lost hears of it."""
     empty = StandIn()
