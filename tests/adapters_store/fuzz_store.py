@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from click.testing import CliRunner
 from fuzz_running import Case, run
 from fuzz_targets import TARGETS
 
 from adapters_store import Store
+from adapters_store.commands import store as group
+from adapters_store.layout import files, index, ledger, locks
 from adapters_store.layout.oci import CERTIFICATE_TYPE
 from adapters_store.lineage.tracing import lineage
 from adapters_store.upkeep.usage import usage
 
+COMMANDS = (
+    *(("ls",), ("ls", "--json"), ("show", "alpha@v1"), ("show", "alpha@v2", "--json"), ("log", "alpha:prod")),
+    *(("history",), ("attachments", "alpha@v1"), ("verify",), ("verify", "--json"), ("du",), ("gc", "--dry-run")),
+)
 REFERENCES = ("alpha@v1", "alpha:prod", "alpha", "team/beta@v1")
 
 
@@ -59,9 +67,31 @@ def use(case: Case, root: Path) -> None:
     if case.rng.random() < 0.4:
         case.attempt("recover", store.recover)
     case.done["sound" if store.verify().ok else "damaged"] += 1
+    command = case.rng.choice(COMMANDS)
+    case.attempt(" ".join(command), lambda: _say(command, root))
     for name, call in uses(store, case.given / "adapter"):
         case.attempt(name, call)
 
 
+def _say(words: tuple[str, ...], root: Path) -> str:
+    """As the command line does, which says more than the interface, in colours."""
+    result = CliRunner().invoke(group, [*words, "--store", str(root)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code in (0, 1), result.output
+    return result.output
+
+
+def be_careless(what: str) -> None:
+    """Take a precaution of the store away."""
+    if what == "links":  # they are followed
+        for module, name in ((files, "_READ"), (files, "_CREATE"), (locks, "_OPEN"), (ledger, "_APPEND")):
+            setattr(module, name, getattr(module, name) & ~os.O_NOFOLLOW)
+    else:  # descriptors are believed to be some
+        index.check_entry = lambda data, where: None  # type: ignore[attr-defined]
+
+
 if __name__ == "__main__":
+    if careless := os.environ.get("CARELESS"):
+        be_careless(careless)
     sys.exit(run(prepare, use, gibibytes=3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,10 +49,14 @@ def folder(tmp_path: Path, adapters: list[Path], monkeypatch: pytest.MonkeyPatch
     return tmp_path
 
 
-def _fuzz(script: str, folder: Path, inputs: int) -> dict[str, Any]:
+def _run(script: str, folder: Path, inputs: int) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(Path(__file__).with_name(script)), str(folder)]
     options = ["--seed", str(SEED), "--inputs", str(inputs)]
-    result = subprocess.run([*command, *options], capture_output=True, text=True, timeout=6000, check=False)
+    return subprocess.run([*command, *options], capture_output=True, text=True, timeout=6000, check=False)
+
+
+def _fuzz(script: str, folder: Path, inputs: int) -> dict[str, Any]:
+    result = _run(script, folder, inputs)
     assert result.returncode == 0, result.stderr
     happened: dict[str, Any] = json.loads(result.stdout)
     print(f"{script}, seed {SEED}: {happened}")
@@ -67,10 +72,22 @@ def _inputs(short: int, long: int) -> pytest.MarkDecorator:
     )
 
 
-@_inputs(600, 8000)
+@_inputs(560, 8000)
 def test_spoiled_stores(folder: Path, inputs: int) -> None:
     happened = _fuzz("fuzz_store.py", folder, inputs)
     assert happened["damaged"] > inputs / 4
+
+
+@pytest.mark.parametrize(
+    ("careless", "symptom"), [("links", "violations"), ("types", "KeyError|TypeError|AttributeError")]
+)
+def test_the_same_run_finds_a_careless_store_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, careless: str, symptom: str
+) -> None:
+    monkeypatch.setenv("CARELESS", careless)
+    result = _run("fuzz_store.py", folder, 120)
+    assert result.returncode == 1
+    assert re.search(symptom, result.stderr), result.stderr
 
 
 @_inputs(400, 4000)
