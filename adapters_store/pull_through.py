@@ -23,7 +23,14 @@ from adapters_store.remotes.remote import Source, UnreachableError
 from adapters_store.remotes.session import Patience
 from adapters_store.remotes.transfer import connect, pull
 from adapters_store.store import Store
-from reft_plugins.errors import ReftError, StoreError, UnknownReferenceError, UntrustedError, VersionConflictError
+from reft_plugins.errors import (
+    ReftError,
+    ReftWarning,
+    StoreError,
+    UnknownReferenceError,
+    UntrustedError,
+    VersionConflictError,
+)
 
 WAIT_SECONDS = 1800.0
 """How long a process waits for another one that is pulling the same."""
@@ -270,4 +277,4 @@ def _selector(reference: Reference) -> str:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=2)
+    warnings.warn(message, ReftWarning, stacklevel=2)

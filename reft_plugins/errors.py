@@ -1,4 +1,4 @@
-"""Every error this project raises on purpose. Messages say what was wrong, where, and what to do next."""
+"""Every error and warning this project raises on purpose. Messages say what was wrong, where, and what to do next."""
 
 
 class ReftError(Exception):
@@ -59,3 +59,7 @@ class UntrustedError(StoreError):
 
 class VersionConflictError(StoreError):
     """Two different contents claim the same version of the same name, for example on two machines."""
+
+
+class ReftWarning(RuntimeWarning):
+    """Something went on otherwise than asked for; the message says how."""

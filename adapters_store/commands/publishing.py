@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,11 +41,7 @@ def add(directory: Path, target: str, path: Path | None, as_json: bool) -> None:
 
     Example: reft store add my-adapter sentiment:latest
     """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        record = open_store(path).add(directory, target)
-    for warning in caught:
-        click.echo(f"reft: warning: {warning.message}", err=True)
+    record = open_store(path).add(directory, target)
     print_record(record, "added" if record.added else "already there:", as_json)
 
 

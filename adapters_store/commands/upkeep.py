@@ -36,7 +36,14 @@ def verify(ref: str | None, keys: tuple[Path, ...], path: Path | None, as_json: 
 
 
 @click.command("gc")
-@click.option("--grace", type=click.FloatRange(min=0.0), default=3600.0, show_default=True, metavar="SECONDS", help="Keep what is younger.")
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0.0),
+    default=3600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Keep what is younger.",
+)
 @click.option("--dry-run", is_flag=True, help="Only tell what would be removed.")
 @store_options
 def gc(grace: float, dry_run: bool, path: Path | None, as_json: bool) -> None:

@@ -16,6 +16,7 @@ from adapters_store.layout.attachments import Attachment
 from adapters_store.layout.entries import IndexEntry
 from adapters_store.layout.facts import record_of
 from adapters_store.layout.history import (
+    HISTORY_FILE,
     Attached,
     Change,
     Detached,
@@ -26,11 +27,13 @@ from adapters_store.layout.history import (
 )
 from adapters_store.layout.index import Index
 from adapters_store.layout.locks import locked, locked_shared
+from adapters_store.layout.named import Named
 from adapters_store.layout.oci import CREATED, Descriptor
 from adapters_store.location import INDEX_FILE
 from adapters_store.records import Record
 from adapters_store.references import Reference, parse_tag
-from reft_plugins.errors import StoreError, UnknownReferenceError, VersionConflictError
+from adapters_store.upkeep.events import events
+from reft_plugins.errors import ReftWarning, StoreError, UnknownReferenceError, VersionConflictError
 
 if TYPE_CHECKING:
     pass
@@ -231,14 +234,26 @@ class Writing(Reading):
             number = known or version or index.next_version(name)
             changes: list[Change] = []
             if known is None:
-                if version is not None and name in index.names and version in index.names[name].versions:
-                    raise VersionConflictError(
-                        f"{name}@v{version} has other content here ({index.names[name].versions[version].digest}) "
-                        f"than {descriptor.digest}, and versions never change"
-                    )
+                if version is not None and name in index.names:
+                    self._refuse_other_content(index.names[name], name, version, descriptor.digest)
                 changes.append(Versioned(name, number, IndexEntry.of(descriptor, facts).to_data()))
             changed = self._append(index, [*changes, *_tagged(index, name, tags, number, descriptor.digest)])
         return replace(self._record(changed, name, number), added=known is None)
+
+    def _refuse_other_content(self, named: Named, name: str, version: int, digest: str) -> None:
+        """A number means the same content for ever, also after that was removed."""
+        if version in named.versions:
+            known, when = named.versions[version].digest, ""
+        elif version <= named.highest:
+            path = self.root / HISTORY_FILE
+            removed = [each for each in events(path, name) if each.action == "remove" and each.version == version]
+            known, when = (removed[-1].digest, "had, before it was removed, ") if removed else (digest, "")
+        else:
+            return
+        if known != digest:
+            raise VersionConflictError(
+                f"{name}@v{version} {when or 'has '}other content here ({known}) than {digest}, and versions never change"
+            )
 
     @contextmanager
     def _changing(self) -> Iterator[Index]:
@@ -281,6 +296,6 @@ def _announce(record: Record) -> None:
     except Exception as error:
         warnings.warn(
             f"{record.reference} is stored, but a plugin failed when told so: {type(error).__name__}: {error}",
-            RuntimeWarning,
+            ReftWarning,
             stacklevel=3,
         )

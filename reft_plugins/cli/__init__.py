@@ -5,12 +5,14 @@ from __future__ import annotations
 import atexit
 import gc
 import sys
+import warnings
 from importlib import import_module
+from typing import TextIO
 
 import click
 
 from reft_plugins import __version__
-from reft_plugins.errors import ReftError
+from reft_plugins.errors import ReftError, ReftWarning
 
 _BUILT_IN = {
     "train": "reft_plugins.cli.train",
@@ -46,13 +48,36 @@ def cli() -> None:
 def main() -> None:
     """Entry point of `reft`: exit code 0 on success, 2 for wrong use, 1 for a failure with its reason in one line."""
     atexit.register(_leave_at_once)
+    warnings.showwarning = _tell
     try:
         _add_commands()
         cli.main(standalone_mode=True)
     except (ReftError, OSError) as error:
-        reason = "".join(each if each.isprintable() else "?" for each in " ".join(str(error).split()))
-        click.echo(f"reft: {reason}", err=True)  # which may quote a file that wants to talk to the terminal
+        click.echo(f"reft: {_in_one_line(error)}", err=True)
         sys.exit(1)
+
+
+def _in_one_line(message: Warning | Exception | str) -> str:
+    """It may quote a file that wants to talk to the terminal."""
+    return "".join(each if each.isprintable() else "?" for each in " ".join(str(message).split()))
+
+
+_show = warnings.showwarning
+
+
+def _tell(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Ours are for whoever typed the command, who needs no line of code."""
+    if issubclass(category, ReftWarning):
+        click.echo(f"reft: warning: {_in_one_line(message)}", err=True)
+    else:
+        _show(message, category, filename, lineno, file, line)
 
 
 def _leave_at_once() -> None:

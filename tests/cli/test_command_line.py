@@ -3,14 +3,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from strong_adapters import strong_loreft
 
 import reft_plugins as reft
 from reft_plugins import cli
+from reft_plugins.errors import ReftWarning
 
 
 def task(path: Path) -> Path:
@@ -55,6 +58,20 @@ def test_every_command_has_an_example(run: Any) -> None:
     for name in ("train", "generate", "import", "convert", "inspect", "plugins", "doctor", "export"):
         outcome = run(name, "--help")
         assert outcome.code == 0 and "Example: reft " + name in outcome.out, name
+
+
+def test_warnings_of_ours_are_one_line_and_others_stay(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def warn() -> None:
+        warnings.warn("ours\nstays \x1b[31m", ReftWarning, stacklevel=2)
+        warnings.warn("theirs", RuntimeWarning, stacklevel=2)
+
+    monkeypatch.setitem(cli.cli.commands, "warn", click.Command("warn", callback=warn))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        outcome = run("warn")
+    assert outcome.code == 0
+    assert "reft: warning: ours stays ?[31m\n" in outcome.err
+    assert "RuntimeWarning: theirs" in outcome.err
 
 
 def test_the_version_is_the_packages(run: Any) -> None:
@@ -240,7 +257,7 @@ def test_a_plugin_whose_commands_fail_takes_only_its_own_away(run: Any) -> None:
     plugin = Broken()
     plugins.manager().register(plugin, name="broken")
     try:
-        outcome = run("plugins")
+        outcome = run("warn")
     finally:
         plugins.manager().unregister(plugin)
     assert outcome.code == 0 and "loreft" in outcome.out
