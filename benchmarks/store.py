@@ -7,7 +7,8 @@ The same names, versions, tags and adapters in three places: this project's stor
 repository with LFS. Adapters are LoReFT in float32: nine of ten names have tiny ones, the tenth has rank 4 on 4 layers
 of a 4,096 wide model. Every version has a manifest of its own; tensors are shared by those with the same numbers. How
 each place is filled, and what its operations do, say the modules of `store_peers`. Peers are measured in rounds of
-alternating order, each in a new process; ratios are medians of those within rounds.
+alternating order, each in a new process; ratios are medians of those within rounds. All of it takes about ten minutes
+and 3 GB of disk, the store alone (`--peers` without a name) four minutes.
 """
 
 from __future__ import annotations
