@@ -66,12 +66,11 @@ def test_warnings_of_ours_are_one_line_and_others_stay(run: Any, monkeypatch: py
         warnings.warn("theirs", RuntimeWarning, stacklevel=2)
 
     monkeypatch.setitem(cli.cli.commands, "warn", click.Command("warn", callback=warn))
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
+    with pytest.warns(RuntimeWarning) as seen:
         outcome = run("warn")
     assert outcome.code == 0
-    assert "reft: warning: ours stays ?[31m\n" in outcome.err
-    assert "RuntimeWarning: theirs" in outcome.err
+    assert outcome.err == "reft: warning: ours stays ?[31m\n"
+    assert [str(each.message) for each in seen] == ["theirs"]
 
 
 def test_the_version_is_the_packages(run: Any) -> None:
@@ -257,7 +256,7 @@ def test_a_plugin_whose_commands_fail_takes_only_its_own_away(run: Any) -> None:
     plugin = Broken()
     plugins.manager().register(plugin, name="broken")
     try:
-        outcome = run("warn")
+        outcome = run("plugins")
     finally:
         plugins.manager().unregister(plugin)
     assert outcome.code == 0 and "loreft" in outcome.out
