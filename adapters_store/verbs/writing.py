@@ -243,7 +243,7 @@ class Writing(Reading):
     def _refuse_other_content(self, named: Named, name: str, version: int, digest: str) -> None:
         """A number means the same content for ever, also after that was removed."""
         if version in named.versions:
-            known, when = named.versions[version].digest, ""
+            known, when = named.versions[version].digest, "has "
         elif version <= named.highest:
             path = self.root / HISTORY_FILE
             removed = [each for each in events(path, name) if each.action == "remove" and each.version == version]
@@ -252,7 +252,7 @@ class Writing(Reading):
             return
         if known != digest:
             raise VersionConflictError(
-                f"{name}@v{version} {when or 'has '}other content here ({known}) than {digest}, and versions never change"
+                f"{name}@v{version} {when}other content here ({known}) than {digest}, and versions never change"
             )
 
     @contextmanager

@@ -256,6 +256,21 @@ class TestAdopting:
                 other.adopt("sentiment", filled.descriptor("sentiment@v1"), 1)
         assert len(other.list()) == 1
 
+    def test_a_number_whose_version_was_removed(self, filled: Store, tmp_path: Path, adapters: list[Path]) -> None:
+        """`sentiment@v1` may come back, but only as what it was."""
+        other = Store.init(tmp_path / "other")
+        other.add(adapters[2], "sentiment")
+        other.add(adapters[1], "sentiment")
+        before = other.find("sentiment@v1").digest
+        other.remove("sentiment@v1")
+        with other.writing():
+            _copy_blobs(filled, other)
+            with pytest.raises(VersionConflictError, match="sentiment@v1 had, before it was removed, other content"):
+                other.adopt("sentiment", filled.descriptor("sentiment@v1"), 1)
+            assert filled.find("sentiment@v3").digest == before
+            assert other.adopt("sentiment", filled.descriptor("sentiment@v3"), 1).reference == "sentiment@v1"
+            assert other.adopt("sentiment", filled.descriptor("sentiment@v1"), 7).reference == "sentiment@v7"
+
     def test_nothing_is_taken_on_trust(self, filled: Store, tmp_path: Path, blob: Blob) -> None:
         other = Store.init(tmp_path / "other")
         with other.writing():
