@@ -232,7 +232,7 @@ class Store(Writing):
         Damaged files stay beside the new ones, under other names.
 
         Raises:
-            StoreError: when nothing can be written.
+            StoreError: when nothing can be written, or nothing is left that tells which versions there were.
         """
         with self._alone(), locked(self.root / WRITER_LOCK):
             return recovery.recover(self.root)

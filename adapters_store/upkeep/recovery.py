@@ -47,6 +47,11 @@ def recover(root: Path) -> tuple[str, ...]:
     index = left.apply(_changes(root / HISTORY_FILE, new))
     problems += [problem for problem in index.problems if problem not in problems]
     index = replace(index, problems=())
+    if problems and not index.names and any((root / "blobs" / "sha256").glob("*")):
+        raise StoreError(
+            f"{root}: neither {INDEX_FILE} nor {HISTORY_FILE} says which versions there were ({'; '.join(problems)}). "
+            "Bring one of them back from a backup; nothing was changed, and the blobs are still there"
+        )
     if problems:
         for name in (INDEX_FILE, HISTORY_FILE):
             _keep(root / name)

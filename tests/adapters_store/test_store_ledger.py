@@ -221,6 +221,21 @@ class TestHistoriesThatAreNotWhole:
         assert [record.version for record in two_versions.list()] == [2]
         assert two_versions.verify().ok
 
+    def test_recovering_from_nothing_is_refused(self, two_versions: Store) -> None:
+        """The next `gc` would take every blob for garbage."""
+        index, history = two_versions.root / "index.json", two_versions.root / HISTORY_FILE
+        kept = index.read_bytes()
+        index.write_bytes(b"")
+        history.unlink()
+        with pytest.raises(StoreError, match="backup"):
+            two_versions.recover()
+        with pytest.raises(StoreError):
+            two_versions.gc(grace_seconds=0)
+        index.write_bytes(kept)
+        two_versions.recover()
+        assert [record.version for record in two_versions.list()] == [1, 2]
+        assert two_versions.verify().ok
+
     def test_what_cannot_be_read_again_is_never_written(
         self, two_versions: Store, adapters: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
