@@ -20,7 +20,7 @@ from adapters_store.commands.options import (
 from adapters_store.wording import counted
 
 
-@click.command("export")
+@click.command("export", short_help="Write versions to one file.")
 @click.argument("file", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path))
 @click.argument("refs", metavar="[REF]...", nargs=-1, callback=references, shell_complete=complete)
 @click.option("--all", "everything", is_flag=True, help="Every version of the store.")
@@ -29,8 +29,8 @@ from adapters_store.wording import counted
 def export(file: Path, refs: tuple[str, ...], everything: bool, force: bool, path: Path | None, as_json: bool) -> None:
     """Write versions to one FILE, with their signatures and certificates: an OCI image layout in a tar.
 
-    A bare NAME stands for all of its versions and tags, NAME:TAG for one version with that tag. Other programs read
-    the file as oci-archive:FILE:NAME@vN. The same versions give the same bytes.
+    A bare NAME stands for all of its versions and tags, NAME:TAG for one version with that tag. The same
+    versions give the same bytes. Other programs read the file as oci-archive:FILE:NAME@vN.
 
     Example: reft store export sentiment.tar sentiment
     """
@@ -49,7 +49,7 @@ def export(file: Path, refs: tuple[str, ...], everything: bool, force: bool, pat
     click.echo(f"{what}: {file}, {counted(written.size, 'byte')}")
 
 
-@click.command("import")
+@click.command("import", short_help="Read versions from a file that export wrote.")
 @click.argument("file", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("refs", metavar="[REF]...", nargs=-1, callback=references)
 @click.option("--as", "name", metavar="NAME", callback=plain_name, help="Import the versions under this name.")

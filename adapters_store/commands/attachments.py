@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 CERTIFICATE_FILE = "certificate.json"
 
 
-@click.command("attach")
+@click.command("attach", short_help="Attach the certificate of an export to a version.")
 @click.argument("ref", metavar="REF", callback=reference, shell_complete=references)
 @click.argument("file", metavar="FILE", type=click.Path(exists=True, path_type=Path))
 @store_options
@@ -68,7 +68,7 @@ def attach_certificate(store: Store, ref: str, file: Path) -> Attachment:
     return store.attach(f"{details.record.name}@{details.record.digest}", CERTIFICATE_TYPE, files)
 
 
-@click.command("attachments")
+@click.command("attachments", short_help="List the signatures and certificates of a version.")
 @click.argument("ref", metavar="REF", callback=reference, shell_complete=references)
 @store_options
 def attachments(ref: str, path: Path | None, as_json: bool) -> None:

@@ -22,7 +22,7 @@ def _source(ctx: click.Context, param: click.Parameter, value: str) -> str:
     return reference(ctx, param, value)
 
 
-@click.command("diff")
+@click.command("diff", short_help="Compare two versions or adapter directories.")
 @click.argument("a", metavar="A", callback=_source, shell_complete=references)
 @click.argument("b", metavar="B", callback=_source, shell_complete=references)
 @click.option("--plot", "picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw it: .svg, .png or .pdf.")

@@ -17,7 +17,7 @@ from reft_plugins.errors import StoreError
 _FILES = ("adapter.json", "adapter.safetensors")
 
 
-@click.command("cat")
+@click.command("cat", short_help="Write one file of a version to standard output.")
 @click.argument("ref", metavar="REF", callback=reference, shell_complete=references)
 @click.argument("name", metavar="[FILE]", type=click.Choice(_FILES), default=_FILES[0])
 @store_option
@@ -58,7 +58,7 @@ class _Output:
         raise StoreError(f"standard output: cannot write: {error.strerror}") from None
 
 
-@click.command("checkout")
+@click.command("checkout", short_help="Print the folder of a version's files, or copy them.")
 @click.argument("ref", metavar="REF", callback=reference, shell_complete=references)
 @click.option("--to", "target", metavar="DIR", type=click.Path(path_type=Path), help="A new folder for a copy.")
 @click.option("--unchecked", is_flag=True, help="Also what the trust policy does not admit: to look at it.")
@@ -77,7 +77,7 @@ def checkout(ref: str, target: Path | None, unchecked: bool, path: Path | None, 
     click.echo(json.dumps({**record.to_dict(), "folder": str(folder)}, indent=2) if as_json else str(folder))
 
 
-@click.command("du")
+@click.command("du", short_help="Tell what the store takes of the disk.")
 @store_options
 def du(path: Path | None, as_json: bool) -> None:
     """Tell what the store takes of the disk, for what, and by which name.

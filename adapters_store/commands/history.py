@@ -22,7 +22,7 @@ def _name_or_tag(ctx: click.Context, param: click.Parameter, value: str | None) 
     return parsed
 
 
-@click.command("log")
+@click.command("log", short_help="Show where a version comes from.")
 @click.argument("ref", metavar="REF", callback=reference, shell_complete=references)
 @click.option("--children", is_flag=True, help="Also show what was made of it.")
 @click.option(
@@ -49,7 +49,7 @@ def log(ref: str, children: bool, same_data: bool, path: Path | None, as_json: b
         print_lineage(found, children)
 
 
-@click.command("history")
+@click.command("history", short_help="Show what was done to the store, by whom and when.")
 @click.argument("of", metavar="[NAME[:TAG]]", required=False, callback=_name_or_tag, shell_complete=references)
 @store_options
 def history(of: Reference | None, path: Path | None, as_json: bool) -> None:

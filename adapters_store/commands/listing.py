@@ -31,7 +31,7 @@ def _conditions(ctx: click.Context, param: click.Parameter, values: tuple[str, .
     return values
 
 
-@click.command("ls")
+@click.command("ls", short_help="List versions with their tags, here or in a remote.")
 @click.argument("name", metavar="[NAME|REMOTE]", required=False, shell_complete=references)
 @click.option("--method", help="Only versions of this method.")
 @click.option("--base", help="Only versions for this base model; a pattern such as 'meta-llama/*'.")
@@ -105,7 +105,7 @@ def _some(texts: Collection[str]) -> str:
     return ", ".join(sorted(texts)[:_LISTED]) + (f" and {len(texts) - _LISTED} more" if len(texts) > _LISTED else "")
 
 
-@click.command("show")
+@click.command("show", short_help="Show one version.")
 @click.argument("ref", metavar="REF", callback=reference, shell_complete=references)
 @store_options
 def show(ref: str, path: Path | None, as_json: bool) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from adapters_store.records import Record
 
 
-@click.command("init")
+@click.command("init", short_help="Make an empty store.")
 @store_options
 def init(path: Path | None, as_json: bool) -> None:
     """Make an empty store; one that is already there is left as it is.
@@ -30,7 +30,7 @@ def init(path: Path | None, as_json: bool) -> None:
     click.echo(json.dumps({"store": str(made.root)}) if as_json else f"store at {made.root}")
 
 
-@click.command("add")
+@click.command("add", short_help="Publish an adapter directory as a version.")
 @click.argument("directory", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("target", metavar="NAME[:TAG]", callback=new_reference, shell_complete=references)
 @store_options
@@ -45,7 +45,7 @@ def add(directory: Path, target: str, path: Path | None, as_json: bool) -> None:
     print_record(record, "added" if record.added else "already there:", as_json)
 
 
-@click.command("tag")
+@click.command("tag", short_help="Point a tag to a version.")
 @click.argument("ref", metavar="REF", callback=reference, shell_complete=references)
 @click.argument("new_tag", metavar="NEWTAG")
 @store_options
@@ -69,7 +69,7 @@ def _with_tag(ctx: click.Context, param: click.Parameter, value: str) -> str:
     return value
 
 
-@click.command("untag")
+@click.command("untag", short_help="Remove a tag.")
 @click.argument("ref", metavar="NAME:TAG", callback=_with_tag, shell_complete=references)
 @store_options
 def untag(ref: str, path: Path | None, as_json: bool) -> None:

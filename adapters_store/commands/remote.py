@@ -53,7 +53,7 @@ def _sent(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
     return references(ctx, param, values)
 
 
-@click.command("push")
+@click.command("push", short_help="Send versions to a remote.")
 @click.argument("refs", metavar="[REF]...", nargs=-1, callback=_sent, shell_complete=complete)
 @click.argument("address", metavar="REMOTE", callback=_target)
 @_ALL
@@ -74,7 +74,7 @@ def push(
     oci://HOST/PREFIX for any OCI registry (docker's login is used), hf://ORG/REPO for the Hugging Face Hub, or the
     folder of another store. Version N becomes the tag vN there and never moves; other tags move.
 
-    Example: reft store push sentiment:prod oci://registry.example.com/team
+    Example: reft store push sentiment:prod oci://registry.example/team
     """
     _check_chosen(refs, everything, name)
     from adapters_store.remotes.transfer import connect
@@ -85,7 +85,7 @@ def push(
     _run(chosen, "sending", "sent", as_json, lambda each, watch: send(store, each, target, name, renumber, watch))
 
 
-@click.command("pull")
+@click.command("pull", short_help="Fetch versions from a remote.")
 @click.argument("remote", metavar="REMOTE")
 @click.argument("refs", metavar="[REF]...", nargs=-1, callback=references)
 @_ALL
@@ -105,7 +105,7 @@ def pull(
     Without REF, the last part of REMOTE is the reference. A version keeps its number; one that is other content here
     is refused, and everything else arrives: choose between --as and --renumber then.
 
-    Example: reft store pull oci://registry.example.com/team/sentiment:prod
+    Example: reft store pull oci://registry.example/team/sentiment:prod
     """
     address, refs = _located(remote, refs, everything, name)
     from adapters_store.remotes.transfer import connect, names_of
@@ -116,7 +116,7 @@ def pull(
     _run(chosen, "fetching", "fetched", as_json, lambda each, watch: fetch(source, each, store, name, renumber, watch))
 
 
-@click.command("copy")
+@click.command("copy", short_help="Send versions from one remote to another.")
 @click.argument("source", metavar="SOURCE")
 @click.argument("target", metavar="TARGET", callback=_target)
 @click.argument("refs", metavar="[REF]...", nargs=-1, callback=references)
@@ -137,7 +137,8 @@ def copy(
 
     Without REF, the last part of SOURCE is the reference. The store of --store has no part in it.
 
-    Example: reft store copy oci://registry.example.com/dev oci://registry.example.com/prod sentiment:v3
+    \b
+    Example: reft store copy oci://registry.example/dev oci://registry.example/prod sentiment:v3
     """
     address, refs = _located(source, refs, everything, name)
     from adapters_store.remotes.transfer import connect, names_of

@@ -10,7 +10,7 @@ import click
 from adapters_store.commands.options import open_store, store_options
 
 
-@click.command("serve")
+@click.command("serve", short_help="Show the store as a web page.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8400, show_default=True, help="0 for any that is free.")
 @store_options

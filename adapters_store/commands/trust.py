@@ -19,7 +19,7 @@ _password = click.option(
 )
 
 
-@click.command("keygen")
+@click.command("keygen", short_help="Make a key pair to sign with.")
 @click.argument("out", metavar="OUT", type=click.Path(dir_okay=False, path_type=Path))
 @_password
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -38,7 +38,7 @@ def keygen(out: Path, ask: bool, as_json: bool) -> None:
     click.echo(f"private key: {private} (keep it to yourself)\npublic key:  {public} (give it to whoever verifies)")
 
 
-@click.command("sign")
+@click.command("sign", short_help="Sign one version.")
 @click.argument("ref", metavar="REF", callback=reference, shell_complete=references)
 @click.option("--key", required=True, type=click.Path(exists=True, path_type=Path), help="Private key, a PEM file.")
 @_password
@@ -61,7 +61,7 @@ def sign(ref: str, key: Path, ask: bool, path: Path | None, as_json: bool) -> No
     click.echo(f"signed {record.reference}  {made.descriptor.digest}")
 
 
-@click.group("policy", invoke_without_command=False)
+@click.group("policy", short_help="Ask the trust policy.", invoke_without_command=False)
 def policy() -> None:
     """The trust policy: which versions runtimes may use. REFT_POLICY names its file, or policy in [trust] of the
     configuration file.
@@ -70,7 +70,7 @@ def policy() -> None:
     """
 
 
-@policy.command("check")
+@policy.command("check", short_help="Say whether the policy admits versions, and why not.")
 @click.argument("ref", metavar="[REF]", required=False, callback=optional_reference, shell_complete=references)
 @store_options
 def check(ref: str | None, path: Path | None, as_json: bool) -> None:

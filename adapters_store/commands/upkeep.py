@@ -13,7 +13,7 @@ from adapters_store.commands.options import open_store, optional_reference, stor
 from adapters_store.wording import counted
 
 
-@click.command("verify")
+@click.command("verify", short_help="Check the store, or one version, and signatures.")
 @click.argument("ref", metavar="[REF]", required=False, callback=optional_reference, shell_complete=references)
 @click.option(
     "--key",
@@ -35,7 +35,7 @@ def verify(ref: str | None, keys: tuple[Path, ...], path: Path | None, as_json: 
     sys.exit(0 if found else 1)
 
 
-@click.command("gc")
+@click.command("gc", short_help="Remove what nothing refers to.")
 @click.option(
     "--grace",
     type=click.FloatRange(min=0.0),
@@ -66,7 +66,7 @@ def gc(grace: float, dry_run: bool, path: Path | None, as_json: bool) -> None:
     )
 
 
-@click.command("recover")
+@click.command("recover", short_help="Make a damaged index anew from the history.")
 @store_options
 def recover(path: Path | None, as_json: bool) -> None:
     """Make index.json anew from the history, where it is damaged; the damaged files are kept beside it.

@@ -6,6 +6,9 @@ import json
 import os
 from pathlib import Path
 
+from reft_plugins.fidelity.certificate import AdapterFact, Certificate, TextsFact
+from reft_plugins.manifest import read_manifest, sha256
+
 
 def make_adapter(directory: Path, seed: int, layers: int = 2, hidden_size: int = 16) -> Path:
     """A LoReFT adapter with random parameters, saved the way training saves it."""
@@ -49,3 +52,20 @@ def flip_bit(path: Path, position: int = -1) -> None:
     data = bytearray(path.read_bytes())
     data[position] ^= 1
     path.write_bytes(bytes(data))
+
+
+def exact_certificate(adapter: Path) -> Certificate:
+    """Of an export that changed nothing."""
+    manifest = read_manifest(adapter)
+    assert manifest.base is not None
+    return Certificate(
+        producer="reft-plugins 1",
+        exported_to="ollama",
+        kind="exact",
+        strategy="exact",
+        adapter=AdapterFact(reference="a:x", digest=sha256(manifest.to_json().encode()), method=manifest.method),
+        base=manifest.base,
+        nodes=(),
+        texts=TextsFact(),
+        files=(),
+    )

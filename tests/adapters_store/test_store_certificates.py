@@ -8,29 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from adapter_variants import exact_certificate
 from click.testing import CliRunner, Result
 
 from adapters_store import Store
 from adapters_store.commands.attachments import attach, attach_certificate, attachments
 from reft_plugins.errors import DataError, StoreError
-from reft_plugins.fidelity.certificate import AdapterFact, Certificate, TextsFact, parse_certificate
-from reft_plugins.manifest import read_manifest, sha256
-
-
-def _certificate(adapter: Path) -> Certificate:
-    manifest = read_manifest(adapter)
-    assert manifest.base is not None
-    return Certificate(
-        producer="reft-plugins 1",
-        exported_to="ollama",
-        kind="exact",
-        strategy="exact",
-        adapter=AdapterFact(reference="a:x", digest=sha256(manifest.to_json().encode()), method=manifest.method),
-        base=manifest.base,
-        nodes=(),
-        texts=TextsFact(),
-        files=(),
-    )
+from reft_plugins.fidelity.certificate import parse_certificate
 
 
 def _run(command: object, *arguments: object) -> Result:
@@ -39,7 +23,7 @@ def _run(command: object, *arguments: object) -> Result:
 
 def test_a_certificate_is_attached_and_read_back(store: Store, adapters: list[Path], tmp_path: Path) -> None:
     store.add(adapters[0], "a:x")
-    certificate = _certificate(adapters[0])
+    certificate = exact_certificate(adapters[0])
     (tmp_path / "fidelity.json").write_text(certificate.text())
     first = _run(attach, "a:x", tmp_path / "fidelity.json", "--json")
     assert first.exit_code == 0, first.output
@@ -57,7 +41,7 @@ def test_a_certificate_of_another_adapter_is_refused(store: Store, adapters: lis
     store.add(adapters[0], "a:x")
     store.add(adapters[1], "a:y")
     path = tmp_path / "fidelity.json"
-    path.write_text(_certificate(adapters[0]).text())
+    path.write_text(exact_certificate(adapters[0]).text())
     with pytest.raises(StoreError, match="Attach it to the version that was exported"):
         attach_certificate(store, "a:y", path)
     assert store.attachments("a:y") == ()
