@@ -2,8 +2,8 @@
 
     from adapters_store.remotes.transfer import connect, pull, push
 
-    push(store, "sentiment:prod", connect("oci://registry.example.com/team"))
-    pull(connect("oci://registry.example.com/team"), "sentiment:prod", other_store)
+    push(store, "sentiment:prod", connect("oci://registry.example/team"))
+    pull(connect("oci://registry.example/team"), "sentiment:prod", other_store)
 
 Only what is missing at the target moves. Blobs go before the manifests that name them, manifests before tags: a
 transfer that breaks off leaves nothing visible that is not whole, and the next one goes on from there.
