@@ -21,8 +21,8 @@ _ROUNDING = 1e-10
 
 def print_difference(difference: Difference) -> None:
     """Changed fields, positions, and a line per place."""
-    click.echo(printable(f"a = {difference.a}  {difference.digests[0]}"))
-    click.echo(printable(f"b = {difference.b}  {difference.digests[1]}"))
+    click.echo(printable(f"a = {difference.a}  adapter.json {difference.digests[0]}"))
+    click.echo(printable(f"b = {difference.b}  adapter.json {difference.digests[1]}"))
     if difference.empty:
         click.echo("They are the same adapter.")
         return

@@ -114,7 +114,7 @@ class Difference:
 
     Attributes:
         a, b: what was compared: exact references of the store, or folder names.
-        digests: of both adapters.
+        digests: of both files adapter.json, which name the tensors.
         changes: fields of the manifests that differ.
         positions: of every site and module, whether or not they differ.
         tensors: relative distances of the stored tensors that have the same name and shape.
