@@ -156,26 +156,14 @@ def is_remote(text: str) -> bool:
 
 def list_remote(text: str, chosen: Filter, plain_http: bool, as_json: bool) -> None:
     """What `ls` prints of a remote."""
-    from adapters_store.commands.tables import print_columns
+    from adapters_store.commands.tables import print_records
     from adapters_store.remotes.catalog import look
 
     found = look(_address(text), plain_http, chosen)
     if as_json:
         click.echo(json.dumps([each.to_dict() for each in found], indent=2))
         return
-    rows = [
-        (
-            each.name,
-            f"v{each.version}" if each.version is not None else "-",
-            ", ".join(each.tags),
-            each.method,
-            each.base or "unknown",
-            decimal(each.size),
-            each.digest[:19],
-        )
-        for each in found
-    ]
-    print_columns(("NAME", "VERSION", "TAGS", "METHOD", "BASE", "SIZE", "DIGEST"), rows, right=("SIZE",))
+    print_records(found)
 
 
 def _check_chosen(refs: Sequence[str], everything: bool, name: str | None) -> None:

@@ -20,18 +20,19 @@ from adapters_store.wording import counted, figure
 
 if TYPE_CHECKING:
     from adapters_store.records import Details, Record
+    from adapters_store.remotes.catalog import RemoteVersion
     from reft_plugins.manifest import Manifest
 
 _PIPED_WIDTH = 10_000
 
 
-def print_records(records: Sequence[Record]) -> None:
-    """A line per version."""
+def print_records(records: Sequence[Record] | Sequence[RemoteVersion]) -> None:
+    """A line per version; content of a remote that no tag `vN` names has no number."""
     size_of = cache(decimal)  # adapters of one kind have one size
     rows = (
         (
             record.name,
-            f"v{record.version}",
+            f"v{record.version}" if record.version is not None else "-",
             ", ".join(record.tags),
             record.method,
             record.base or "unknown",
