@@ -9,12 +9,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapters_store.layout.checkouts import CHECKOUTS
 from adapters_store.layout.files import ensure_directory, explained, sync_directory
+from adapters_store.layout.history import HISTORY_FILE
 from adapters_store.layout.index import Index
 from adapters_store.layout.ledger import replace_file
 from adapters_store.layout.locks import locked, locked_alone
 from adapters_store.layout.oci import LAYOUT
 from adapters_store.location import INDEX_FILE, LAYOUT_FILE, default_path, is_store
+from adapters_store.looked_up import FOLDER as LOOKUPS
 from adapters_store.records import Collected, Report
 from adapters_store.upkeep import collection, recovery, verification
 from adapters_store.upkeep.marking import Marks
@@ -31,6 +34,9 @@ from adapters_store.verbs.writing import CONTENT_GATE, CONTENT_LOCK, WRITER_LOCK
 
 _BEGUN = {"blobs", ".partial", INDEX_FILE, WRITER_LOCK, CONTENT_LOCK, CONTENT_GATE}
 """What an `init` that was interrupted may have left."""
+_USED = {HISTORY_FILE, CHECKOUTS, collection.LEASES, LOOKUPS}
+"""What a store may have besides, which only lost its marker."""
+_DAMAGED = (f"{INDEX_FILE}.damaged-", f"{HISTORY_FILE}.damaged-")
 
 
 class Store(Writing):
@@ -54,7 +60,9 @@ class Store(Writing):
         if not is_store(root):
             with explained("make the store", root):
                 root.mkdir(parents=True, exist_ok=True)
-                foreign = {each.name for each in root.iterdir()} - _BEGUN
+                foreign = {each.name for each in root.iterdir() if not each.name.startswith(_DAMAGED)} - _BEGUN
+                if os.path.lexists(root / INDEX_FILE):
+                    foreign -= _USED
             if foreign:
                 raise StoreError(
                     f"{root}: holds other files ({sorted(foreign)[0]!r}, …). A store needs an empty folder"

@@ -44,6 +44,11 @@ def verify_store(store: Store, keys: Sequence[Path], as_json: bool) -> bool:
         f"{counted(report.blobs, 'sound blob')} of {counted(report.bytes, 'byte')}, "
         f"{report.unreferenced} of them unreferenced: {what}"
     )
+    if report.problems:
+        click.echo(
+            "Adapters are repaired by adding them again from their files, or pulling them again; "
+            "the index by `reft store recover`"
+        )
     return ok
 
 

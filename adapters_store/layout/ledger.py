@@ -33,6 +33,7 @@ SECONDS_BEHIND = 60.0
 
 _APPEND = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 _KEPT_LEDGERS = 4
+_REMEDY = "`reft store recover` makes it anew"
 _ATTEMPTS = 6
 """Other programs write `index.json` in place, so that it may be met half written."""
 _BETWEEN_ATTEMPTS = 0.01
@@ -151,7 +152,13 @@ class Ledger:
         return self._position - (self._index.offset or 0)
 
     def _load(self, index_stamp: Stamp, history_stamp: Stamp) -> None:
-        index = Index.parse(read_at_most(self.index_path, MAX_INDEX_BYTES), str(self.index_path))
+        if not os.path.lexists(self.index_path):
+            raise StoreError(f"{self.index_path}: missing. {_REMEDY}")
+        document = read_at_most(self.index_path, MAX_INDEX_BYTES)
+        try:
+            index = Index.parse(document, str(self.index_path))
+        except StoreError as error:
+            raise StoreError(f"{error}. {_REMEDY}") from None
         start = index.offset or 0
         lines = Lines(self.history_path, start)
         self._index = index.apply(self._changes(lines))

@@ -87,7 +87,7 @@ class _Verification:
         )
 
     def _add(self, where: str, what: object) -> None:
-        self.problems.append(Problem(where, str(what)))
+        self.problems.append(Problem(where, str(what).removeprefix(f"{where}: ")))
 
     def _read_index(self) -> Index:
         try:

@@ -8,8 +8,10 @@ import os
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from adapters_store import Store
+from adapters_store.commands import store as group
 from adapters_store.layout.files import explained
 from adapters_store.wording import counted, figure
 from reft_plugins.errors import StoreError, UnknownReferenceError
@@ -43,6 +45,35 @@ def test_errors_of_the_disk_say_what_helps(number: int, advice: str) -> None:
         raise OSError(number, os.strerror(number))
     assert str(caught.value).startswith(f"there: cannot write: {os.strerror(number)}. ")
     assert advice in str(caught.value)
+
+
+def test_a_damaged_index_names_what_repairs_it(two_versions: Store) -> None:
+    index = two_versions.root / "index.json"
+    whole = index.read_bytes()
+    for damage in (lambda: index.write_bytes(whole[:-1]), index.unlink):
+        damage()
+        with pytest.raises(StoreError, match=r"index\.json: .*`reft store recover` makes it anew"):
+            two_versions.list()
+        report = CliRunner().invoke(group, ["verify"])
+        assert report.exit_code == 1
+        assert "reft store recover" in report.stdout
+        assert "index.json: index.json" not in report.stdout
+        two_versions.recover()
+        assert [record.reference for record in two_versions.list()] == ["sentiment@v1", "sentiment@v2"]
+
+
+def test_a_store_that_lost_its_marker_gets_it_again(two_versions: Store) -> None:
+    two_versions.checkout("sentiment@v1")
+    (two_versions.root / "index.json.damaged-1").write_text("{")
+    (two_versions.root / "oci-layout").unlink()
+    with pytest.raises(StoreError, match="reft store init"):
+        Store.open()
+    (two_versions.root / "letter.txt").write_text("mine")
+    with pytest.raises(StoreError, match=r"'letter\.txt'"):
+        Store.init()
+    (two_versions.root / "letter.txt").unlink()
+    assert [record.reference for record in Store.init().list()] == ["sentiment@v1", "sentiment@v2"]
+    assert Store.open().verify().ok
 
 
 def test_a_name_whose_versions_are_gone_is_not_offered(store: Store, adapters: list[Path]) -> None:
