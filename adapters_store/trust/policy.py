@@ -106,7 +106,7 @@ class Rule:
         if self.verdict != "signed":
             return f"{where} ({self.verdict}s it)" if self.verdict == "refuse" else f"{where} (allows it unsigned)"
         wanted = f"{self.at_least} of the keys" if len(self.keys) > 1 else "the key"
-        return f"{where} (signed by {wanted} {', '.join(map(str, self.keys))})"
+        return f"{where} (which has to be signed by {wanted} {', '.join(map(str, self.keys))})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,7 +115,7 @@ def test_policy_check(filled: Store, keys: Keys, policy: Policy, adapters: list[
     sign(filled, "sentiment@v2", private)
     good = _run("policy", "check", "sentiment:latest")
     assert good.exit_code == 0
-    assert "sentiment@v2: admitted by rule 1 for 'sentiment' (signed by the key" in good.stdout
+    assert "sentiment@v2: admitted by rule 1 for 'sentiment' (which has to be signed by the key" in good.stdout
     everything = _run("policy", "check")
     assert everything.exit_code == 1
     assert "sentiment@v1: refused: " in everything.stdout
