@@ -141,7 +141,8 @@ def generate(path: Path, password: str | None = None) -> tuple[Path, Path]:
     except OSError as error:
         for target in made:
             target.unlink()
-        raise StoreError(
-            f"{error.filename or path}: cannot make the key: {error.strerror}. A key that exists is never replaced"
-        ) from None
+        where = error.filename or path
+        if isinstance(error, FileExistsError):
+            raise StoreError(f"{where}: is there already, and a key is never replaced. Choose another name") from None
+        raise StoreError(f"{where}: cannot make the key: {error.strerror}") from None
     return path, beside
