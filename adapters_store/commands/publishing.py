@@ -42,6 +42,7 @@ def add(directory: Path, target: str, path: Path | None, as_json: bool) -> None:
     Example: reft store add my-adapter sentiment:latest
     """
     record = open_store(path).add(directory, target)
+    _warn_of_number(record, Reference.parse(target).tag)
     print_record(record, "added" if record.added else "already there:", as_json)
 
 
@@ -57,16 +58,28 @@ def tag(ref: str, new_tag: str, path: Path | None, as_json: bool) -> None:
     from adapters_store.references import parse_tag
 
     try:
-        parse_tag(new_tag, Reference.parse(ref).name)
+        tag = parse_tag(new_tag, Reference.parse(ref).name)
     except StoreError as error:
         raise click.BadParameter(str(error), param_hint="NEWTAG") from None
-    print_record(open_store(path).tag(ref, new_tag), "tagged", as_json)
+    record = open_store(path).tag(ref, new_tag)
+    _warn_of_number(record, tag)
+    print_record(record, "tagged", as_json)
 
 
 def _with_tag(ctx: click.Context, param: click.Parameter, value: str) -> str:
     if Reference.parse(reference(ctx, param, value)).tag is None:
         raise click.BadParameter(f"{value!r} names no tag. Write NAME:TAG")
     return value
+
+
+def _warn_of_number(record: Record, tag: str | None) -> None:
+    number = None if tag is None else Reference(record.name, tag=tag).tag_as_version
+    if number not in (None, record.version):
+        click.echo(
+            f"reft: warning: the tag {tag!r} of version {record.version} looks like version {number}, "
+            "and cannot be pushed: at a remote it would be that version",
+            err=True,
+        )
 
 
 @click.command("untag", short_help="Remove a tag.")

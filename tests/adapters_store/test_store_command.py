@@ -98,6 +98,14 @@ def test_what_rm_removed_is_told_also_where_the_next_is_refused(
     assert "removed sentiment@v2" in reft_store("rm", "sentiment@v2", "nothing@v1").stdout
 
 
+def test_tags_that_look_like_other_versions(reft_store: Invoke, adapters: list[Path], tmp_path: Path) -> None:
+    reft_store("init")
+    assert reft_store("add", adapters[0], "sentiment:v1").stderr == ""
+    assert "looks like version 1," in reft_store("add", adapters[1], "sentiment:v1").stderr
+    assert "looks like version 7," in reft_store("tag", "sentiment@v1", "v7").stderr
+    assert reft_store("tag", "sentiment@v1", "latest").stderr == ""
+
+
 def test_another_store_by_option(reft_store: Invoke, adapters: list[Path], tmp_path: Path) -> None:
     other = tmp_path / "other"
     assert reft_store("init", "--store", other).exit_code == 0
