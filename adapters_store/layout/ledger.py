@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Final
 from weakref import WeakSet
 
-from adapters_store.layout.files import explained, partial_file, read_at_most, settle, sync_directory
+from adapters_store.layout.files import explained, partial_file, settle, sync_directory
 from adapters_store.layout.history import HISTORY_FILE, Attached, Change, Lines, Tagged, Versioned, decode, encode
 from adapters_store.layout.index import Index
+from adapters_store.layout.index_file import read_index
 from adapters_store.layout.oci import MAX_INDEX_BYTES
 from adapters_store.location import INDEX_FILE
 from reft_plugins.errors import StoreError
@@ -33,7 +34,6 @@ SECONDS_BEHIND = 60.0
 
 _APPEND = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 _KEPT_LEDGERS = 4
-_REMEDY = "`reft store recover` makes it anew"
 _ATTEMPTS = 6
 """Other programs write `index.json` in place, so that it may be met half written."""
 _BETWEEN_ATTEMPTS = 0.01
@@ -152,13 +152,7 @@ class Ledger:
         return self._position - (self._index.offset or 0)
 
     def _load(self, index_stamp: Stamp, history_stamp: Stamp) -> None:
-        if not os.path.lexists(self.index_path):
-            raise StoreError(f"{self.index_path}: missing. {_REMEDY}")
-        document = read_at_most(self.index_path, MAX_INDEX_BYTES)
-        try:
-            index = Index.parse(document, str(self.index_path))
-        except StoreError as error:
-            raise StoreError(f"{error}. {_REMEDY}") from None
+        index = read_index(self.index_path)
         start = index.offset or 0
         lines = Lines(self.history_path, start)
         self._index = index.apply(self._changes(lines))
