@@ -23,6 +23,8 @@ from tiny_models import make_tiny_llama
 
 import reft_plugins as reft
 from adapters_store import Store
+from adapters_store.trust import keys
+from adapters_store.trust.signing import sign
 from reft_plugins.adapter import Adapter
 from reft_plugins.base_model import identify
 from reft_plugins.capturing import capture
@@ -52,6 +54,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def store(root) -> Store:
+    Store.init(root / "elsewhere")
     return Store.init(root / "store")
 
 
@@ -61,8 +64,14 @@ def server(tiny_llama, versions, lora, root, store):
     arguments = [str(tiny_llama), "--adapter", "task=task:prod", "--adapter", f"code={lora.save(root / 'code')}"]
     arguments += ["--allow-loading", "--resolve-from-store", "--max-loras", "2", "--max-cpu-loras", "2"]
     arguments += ["--max-model-len", "512"]
+    keys.generate(root / "release.pem")
+    (root / "policy.toml").write_text('default = "allow"\n[[rules]]\nnames = ["guarded"]\nkeys = ["release.pub"]\n')
+    (root / "config.toml").write_text(
+        f'[store]\nremotes = ["{root / "elsewhere"}"]\n[trust]\npolicy = "{root / "policy.toml"}"\n'
+    )
     environment = {
         "REFT_STORE": str(root / "store"),
+        "REFT_CONFIG": str(root / "config.toml"),
         "REFT_ADAPTER_CACHE_BYTES": "1",
         "REFT_RESOLVE_SECONDS": str(RESOLVE_SECONDS),
         "VLLM_LOG_STATS_INTERVAL": "1",
@@ -219,6 +228,18 @@ def test_references_are_resolved_on_first_use_and_followed(server, tiny_llama, v
     assert status == 400 and "made for base model" in json.dumps(answer)
     for name in ("wild:nowhere", "nobody:latest", "wild", "../production:x", str(root / "wild1"), "a/../b:c"):
         assert server.ask(name, PROMPT)[0] == 404, name
+
+
+def test_what_only_a_remote_has_is_pulled_and_held_to_the_policy(server, versions, store, expected, root) -> None:
+    elsewhere = Store.open(root / "elsewhere")
+    elsewhere.add(versions[4].save(root / "distant"), "distant:prod")
+    elsewhere.add(versions[5].save(root / "guarded"), "guarded:prod")
+    assert tokens(server, "distant:prod") == expected(versions[4]) != expected(None)
+    assert store.find("distant:prod").digest == elsewhere.find("distant:prod").digest
+    status, answer = server.ask("guarded:prod", PROMPT)
+    assert status == 400 and "not admitted by the policy" in json.dumps(answer), answer
+    sign(elsewhere, "guarded:prod", root / "release.pem")
+    assert tokens(server, "guarded:prod") == expected(versions[5])
 
 
 def test_strengths_of_requests(server, reference, versions, lora, expected, root) -> None:
