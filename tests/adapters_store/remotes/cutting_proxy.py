@@ -71,8 +71,17 @@ class CuttingProxy:
             self._connections += [client, server]
             for each in (client, server):
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for number, (source, target) in enumerate(((client, server), (server, client))):
-                threading.Thread(target=self._pump, args=(number, source, target), daemon=True).start()
+            threading.Thread(target=self._carry, args=(client, server), daemon=True).start()
+
+    def _carry(self, client: socket.socket, server: socket.socket) -> None:
+        ways = ((0, client, server), (1, server, client))
+        pumps = [threading.Thread(target=self._pump, args=way, daemon=True) for way in ways]
+        for each in pumps:
+            each.start()
+        for each in pumps:
+            each.join()
+        client.close()
+        server.close()
 
     def _pump(self, direction: int, source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):

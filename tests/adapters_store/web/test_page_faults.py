@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
-import select
+import selectors
 import signal
 import socket
 import subprocess
@@ -151,7 +151,9 @@ def running(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
     with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            assert select.select([process.stdout], [], [], 60)[0], "said nothing"
+            with selectors.DefaultSelector() as watched:
+                watched.register(process.stdout, selectors.EVENT_READ)
+                assert watched.select(60), "said nothing"
             yield process, process.stdout.readline()
         finally:
             process.kill()
