@@ -21,6 +21,7 @@ from adapters_store.looked_up import FOLDER as LOOKUPS
 from adapters_store.records import Collected, Report
 from adapters_store.upkeep import collection, recovery, verification
 from adapters_store.upkeep.marking import Marks
+from adapters_store.verbs.writing import CONTENT_GATE, CONTENT_LOCK, WRITER_LOCK, Writing
 from reft_plugins.errors import StoreError
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from adapters_store.comparison import Difference
     from adapters_store.lineage import Lineage
     from adapters_store.upkeep.usage import Usage
-
-from adapters_store.verbs.writing import CONTENT_GATE, CONTENT_LOCK, WRITER_LOCK, Writing
 
 _BEGUN = {"blobs", ".partial", INDEX_FILE, WRITER_LOCK, CONTENT_LOCK, CONTENT_GATE}
 """What an `init` that was interrupted may have left."""

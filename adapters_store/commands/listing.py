@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +12,11 @@ import click
 from adapters_store.commands.completion import references
 from adapters_store.commands.options import open_store, reference, store_options
 from adapters_store.commands.remote import is_remote, list_remote
+from adapters_store.wording import some
 from reft_plugins.errors import StoreError
 
 if TYPE_CHECKING:
     from adapters_store.store import Store
-
-_LISTED = 12
 
 
 def _conditions(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -93,16 +92,12 @@ def _why_nothing(store: Store, name: str | None, metrics: Sequence[str]) -> str:
         return f"{store.root}: no versions yet. Put one there with `reft store add DIR NAME:TAG`, or pull one"
     names = {record.name for record in everything}
     if name is not None and not any(map(Filter(name).takes_name, names)):
-        return f"no adapter is called {name!r}. There are: {_some(names)}"
+        return f"no adapter is called {name!r}. There are: {some(sorted(names))}"
     known = {metric for record in everything for metric in record.metrics}
     for condition in Filter.of(None, None, None, None, metrics).metrics:
         if condition.name not in known:
-            return f"no version has a metric {condition.name!r}. There are: {_some(known) or 'none'}"
+            return f"no version has a metric {condition.name!r}. There are: {some(sorted(known))}"
     return f"no version is like that; the store has {len(everything)}"
-
-
-def _some(texts: Collection[str]) -> str:
-    return ", ".join(sorted(texts)[:_LISTED]) + (f" and {len(texts) - _LISTED} more" if len(texts) > _LISTED else "")
 
 
 @click.command("show", short_help="Show one version.")

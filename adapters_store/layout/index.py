@@ -31,9 +31,9 @@ from adapters_store.layout.oci import (
 )
 from adapters_store.layout.plain import Plain, read_plain, write_plain
 from adapters_store.references import Reference
+from adapters_store.wording import some
 from reft_plugins.errors import StoreError, UnknownReferenceError
 
-_LISTED = 12
 _NUMBER = re.compile("[0-9]{1,18}")
 
 
@@ -187,11 +187,11 @@ class Index:
         if name not in self.names or not (self.names[name].versions or self.names[name].tags):
             known = [each for each, named in self.names.items() if named.versions or named.tags]
             similar = get_close_matches(name, known) or sorted(known)
-            return f"{reference}: the store has no {name!r}. It has: {_some(similar)}"
+            return f"{reference}: the store has no {name!r}. It has: {some(similar)}"
         named = self.names[name]
         what = "names no tag or version" if not reference.exact else "the store has no such tag or version"
         versions = [f"v{number}" for number in sorted(named.versions, reverse=True)]
-        return f"{reference}: {what}. Tags of {name!r}: {_some(sorted(named.tags))}; versions: {_some(versions)}"
+        return f"{reference}: {what}. Tags of {name!r}: {some(sorted(named.tags))}; versions: {some(versions)}"
 
 
 class _Reading:
@@ -285,9 +285,3 @@ def _with_name(entry: IndexEntry, text: str) -> dict[str, Any]:
 
 def _compact(document: Any) -> str:
     return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _some(words: Iterable[str]) -> str:
-    listed = list(words)
-    more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
-    return (", ".join(listed[:_LISTED]) or "none") + more

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from adapters_store.filters import Filter
 from adapters_store.layout import attachments, checkouts, contents
@@ -14,9 +13,7 @@ from adapters_store.layout.blobs import Blobs
 from adapters_store.layout.entries import IndexEntry
 from adapters_store.layout.facts import record_of
 from adapters_store.layout.files import ensure_directory
-from adapters_store.layout.history import (
-    HISTORY_FILE,
-)
+from adapters_store.layout.history import HISTORY_FILE
 from adapters_store.layout.index import Index
 from adapters_store.layout.ledger import ledger_of
 from adapters_store.layout.locks import locked
@@ -25,9 +22,6 @@ from adapters_store.records import Details, Event, Record
 from adapters_store.references import Reference
 from adapters_store.upkeep import collection, events
 from reft_plugins.errors import StoreError
-
-if TYPE_CHECKING:
-    pass
 
 
 class Reading:

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from adapters_store.layout import attachments, contents
 from adapters_store.layout.attachments import Attachment
@@ -33,12 +32,8 @@ from adapters_store.location import INDEX_FILE
 from adapters_store.records import Record
 from adapters_store.references import Reference, parse_tag
 from adapters_store.upkeep.events import events
-from reft_plugins.errors import ReftWarning, StoreError, UnknownReferenceError, VersionConflictError
-
-if TYPE_CHECKING:
-    pass
-
 from adapters_store.verbs.reading import Reading
+from reft_plugins.errors import ReftWarning, StoreError, UnknownReferenceError, VersionConflictError
 
 WRITER_LOCK = ".lock"
 CONTENT_LOCK = ".content-lock"

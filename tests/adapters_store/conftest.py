@@ -1,10 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from adapter_variants import make_adapter
+from small_disks import Disk, mounted
 
 from adapters_store import Store
 
@@ -45,3 +46,12 @@ def blob(store: Store) -> Callable[[str, str], Path]:
         return store.root / "blobs" / "sha256" / digests[what].removeprefix("sha256:")
 
     return find
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """A small disk of its own, which can be filled and made read-only."""
+    with mounted(tmp_path / "disk") as found:
+        if found is None:
+            pytest.skip("mounting a tmpfs needs root")
+        yield found

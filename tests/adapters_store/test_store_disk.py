@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from adapter_variants import make_adapter, vary
-from small_disks import Disk, as_somebody_else, files_of_at_most, mounted
+from small_disks import Disk, as_somebody_else, files_of_at_most
 from store_verbs import ANSWERED_ONCE, VERBS, WRITERS, small_store, state, written
 
 from adapters_store import Store
@@ -23,14 +23,6 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Adapters of some 16 pages each, so that disks fill up in the middle of a file."""
     folder = tmp_path_factory.mktemp("adapters")
     return [make_adapter(folder / str(seed), seed, hidden_size=2048) for seed in range(3)]
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    with mounted(tmp_path / "disk") as found:
-        if found is None:
-            pytest.skip("mounting a tmpfs needs root")
-        yield found
 
 
 def _fails_until_there_is_room(

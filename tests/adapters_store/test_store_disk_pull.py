@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from adapter_variants import make_adapter
-from small_disks import Disk, files_of_at_most, mounted
+from small_disks import Disk, files_of_at_most
 from store_verbs import small_store, state, written
 
 from adapters_store import Store
@@ -31,14 +31,6 @@ def source(tmp_path: Path, adapters: list[Path]) -> Store:
     store.add(adapters[3], "topics:latest")
     store.attach("topics@v2", CERTIFICATE_TYPE, {"certificate.json": ("application/json", b"{}" + b" " * 9000)})
     return store
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    with mounted(tmp_path / "disk") as found:
-        if found is None:
-            pytest.skip("mounting a tmpfs needs root")
-        yield found
 
 
 def _versions(store: Store) -> set[tuple[str, str, tuple[str, ...], int]]:
